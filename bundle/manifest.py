@@ -11,16 +11,16 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from bundle.adapters import AdapterDims
+from bundle.adapters import AdapterDims, AnswerAdapter
 from bundle.adapters import InputType as InputType
-from bundle.errors import BundleFormatError
+from bundle.errors import BundleFormatError, ModelNotFoundError
 from bundle.fields import MOST_NAME_CHARACTERS, MOST_TEXT_CHARACTERS, Frozen, Lines, Text, TokenId, check_text
 from bundle.gates import Gate, Unmeasured
 from bundle.grounding import KnownGrounding
 from bundle.layouts.prompt import ImagePrompt as ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
-from bundle.tensors import PIXEL_VALUES
+from bundle.tensors import ADAPTERS, PIXEL_VALUES
 
 FORMAT_VERSION = 2
 """Bumped when a reader of the previous version would misread a bundle. Version 1 is read too: `bundle.format_1`."""
@@ -168,12 +168,19 @@ class DecoderDims(Frozen):
         max_positions: Longest sequence, in tokens, that the checkpoint was made for.
         window_tokens: Rows that tokens see in layers with the shortest window; None: all layers see all rows. Windows
             count rows, so rows of a longer sequence can be dropped by nobody.
+        adapters: That a request chooses as models; the first is number 1 of the graph's input, and 0 is none.
     """
 
     hidden_size: int = Field(gt=0, le=1 << 20)
     vocab_size: int = Field(gt=0, le=1 << 24)
     max_positions: int = Field(gt=0, le=1 << 27)
     window_tokens: int | None = Field(default=None, gt=0, le=1 << 27)
+    adapters: tuple[AnswerAdapter, ...] = Field(default=(), max_length=1 << 10)
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Their names, in order of their numbers."""
+        return tuple(adapter.name for adapter in self.adapters)
 
 
 class VectorSizes(Frozen):
@@ -288,11 +295,16 @@ class QuestionDims(Frozen):
         tokenizer: The bundle's file that cuts it into tokens: the encoder's own, which need not be the decoder's.
         tasks: Questions by the name that users write for them; where one has "{input}", what is asked goes there, and a
             name without stands alone.
+        before: Ids that the encoder reads before every question, those in whose places an image's features go among
+            them; of no tokenizer's making, and not counted by `max_tokens`.
+        prefix: Words that stand before every question, cut into tokens with it.
     """
 
     max_tokens: int = Field(gt=0, le=1 << 20)
     tokenizer: Text = Field(pattern=r"\.json$")
     tasks: dict[Text, Text] = Field(default_factory=dict, max_length=1 << 10)
+    before: tuple[TokenId, ...] = Field(default=(), max_length=1 << 14)
+    prefix: Lines = ""
 
 
 class FileRecord(Frozen):
@@ -368,12 +380,24 @@ class Manifest(Frozen):
             names = [name for name, part in self.components.items() if part.role == role and part.runs(phase)]
             if len(names) != 1:
                 raise ValueError(f"{len(names)} graphs run the {phase} of {role} ({', '.join(names)}); one must")
+        self._check_adapters()
         groups = {state.group for state in self.states if state.group is not None}
         if groups != set(range(len(groups))):
             raise ValueError(f"length groups of the states are {sorted(groups)}; they count up from 0")
         if len(schemes := {state.scheme for state in self.states if state.kind == "rows"}) > 1:
             raise ValueError(f"the rows of the states are stored as {', '.join(sorted(schemes))}; one scheme for all")
         return self
+
+    def _check_adapters(self) -> None:
+        held = () if self.decoder is None else self.decoder.adapters
+        if len({each.name for each in held}) != len(held):
+            raise ValueError(f"adapters are called {', '.join(each.name for each in held)}; each has a name of its own")
+        if not held:
+            return
+        roles = {"decoder", "vision_encoder"} if any(each.changes_vision for each in held) else {"decoder"}
+        for name, part in self.components.items():
+            if part.role in roles and all(spec.name != ADAPTERS for spec in part.inputs):
+                raise ValueError(f"{name} takes no {ADAPTERS}, and the manifest says that sequences choose some")
 
     @model_validator(mode="after")
     def _check_segments(self) -> Manifest:
@@ -416,6 +440,18 @@ class Manifest(Frozen):
     def sees(self) -> bool:
         """Whether the model takes images."""
         return any(part.role == "vision_encoder" or _takes_images(part) for part in self.components.values())
+
+    def adapter_number(self, name: str) -> int:
+        """Return the number, in the graphs, of an adapter that a request chooses as a model; 0 of none, which is "".
+
+        Raises:
+            ModelNotFoundError: The decoder holds none of that name.
+        """
+        held = () if self.decoder is None else self.decoder.adapter_names
+        if name and name not in held:
+            told = ", ".join(held) or "none"
+            raise ModelNotFoundError(f"{self.name} holds no adapter {name[:100]!r}; it holds {told}", "model")
+        return held.index(name) + 1 if name else 0
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
         """Return the name of the graph that runs a role in a phase.

@@ -17,7 +17,8 @@ QUESTION_TOKENIZER = "question_tokenizer.json"
 _INPUT = "{input}"
 QuestionIds: TypeAlias = tuple[int, ...]
 Asked: TypeAlias = tuple[float, ...]
-"""What an encoder reads beside an image: the ids of a question, or the four numbers of each of several boxes."""
+"""What an encoder reads beside an image: the ids of a question, the four numbers of each of several boxes, or an
+adapter's number."""
 
 
 def question_of(turns: Sequence[Turn]) -> str:
@@ -59,14 +60,17 @@ class QuestionReader:
         """
         text, most = self._worded(question_of(turns)), self._dims.max_tokens
         self._tokenizer.check_characters(len(text), most, "the question, which an encoder reads beside the image,")
-        ids = self._tokenizer.encode_callers(text)
+        if self._dims.before:
+            ids = self._tokenizer.encode_harmless(self._dims.prefix + text)
+        else:
+            ids = self._tokenizer.encode_callers(self._dims.prefix + text)
         if len(ids) > most:
             raise ContextLengthError(
                 f"the question takes {len(ids)} tokens; the encoder that reads it beside the image holds {most}. "
                 "Shorten the last message.",
                 "messages",
             )
-        return tuple(ids)
+        return (*self._dims.before, *ids)
 
     def _worded(self, text: str) -> str:
         """Return a question as the model was trained on it, where it names a task."""

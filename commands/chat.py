@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.options import ImageOption, ThreadsOption
+from commands.options import AdapterOption, ImageOption, ThreadsOption, check_adapter
 from commands.terminal import EXIT_FAILED, Stripped, console, progress, progress_console, tell_of_failed_gates
 from commands.top import KeyOption
 
@@ -40,6 +40,7 @@ def chat(
         float | None, typer.Option(min=0.0, max=2.0, help="0: the likeliest token. Default: the model's own.")
     ] = None,
     key: KeyOption = None,
+    adapter: AdapterOption = "",
     threads: ThreadsOption = 0,
 ) -> None:
     """Talk with a model about pictures: /help lists what a line may begin with, Ctrl-C stops an answer, Ctrl-D ends.
@@ -50,26 +51,29 @@ def chat(
     from serving.chat.talk import Choices, Talk
     from serving.chat.terminal import converse
 
-    answerer = _answerer(source, model, key or "", threads)
+    answerer = _answerer(source, model, key or "", adapter, threads)
     session = Session(answerer, _voice(), Talk(system, choices=Choices(max_tokens, temperature)))
     converse(session, answerer, image or [])
     if session.num_failed and not sys.stdin.isatty():
         raise typer.Exit(EXIT_FAILED)
 
 
-def _answerer(source: str, model: str, key: str, threads: int) -> Answerer:
+def _answerer(source: str, model: str, key: str, adapter: str, threads: int) -> Answerer:
     from serving.chat.fetch import is_web_address
 
     if is_web_address(source):
         from serving.chat.remote import RemoteAnswerer
 
+        if adapter:
+            raise typer.BadParameter(f"--adapter {adapter}: a server lists adapters as models; write --model {adapter}")
         return RemoteAnswerer(source, model, key)
     if model:
         raise typer.BadParameter(f"--model {model}: a bundle holds one model; leave it out")
     from serving.chat.local import LocalAnswerer
 
+    check_adapter(Path(source), adapter)
     tell_of_failed_gates(Path(source))
-    return LocalAnswerer(Path(source), threads)
+    return LocalAnswerer(Path(source), threads, adapter)
 
 
 def _voice() -> Voice:

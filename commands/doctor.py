@@ -74,7 +74,7 @@ def _of_memory(bundle: Path, flags: dict[str, object], device_memory: str | None
 
     from bundle.directory import open_bundle
     from serving.fitting import fit, lines, provider_for
-    from serving.settings import load_settings
+    from serving.settings_sources import load_settings
 
     manifest = open_bundle(bundle, verify=False, allow_ungated=True).manifest
     with usage_errors():

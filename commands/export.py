@@ -93,8 +93,8 @@ def export(
         typer.Option(
             metavar="[NAME=]FOLDER",
             help="A folder of a LoRA adapter that PEFT saved, merged into the weights. With a name, as often as there "
-            "are adapters and with --task embed: all are kept beside the weights, and a request chooses. "
-            "Default: none.",
+            "are adapters: all are kept beside the weights, and a request chooses, as its model, or as its task with "
+            "--task embed. Default: none.",
             show_default=False,
         ),
     ] = None,

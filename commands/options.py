@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bundle.errors import ImageError, ParameterError, QuantizationError, SettingsError
+from bundle.errors import ImageError, ModelNotFoundError, ParameterError, QuantizationError, SettingsError
 
 _OTHER_URL = re.compile(r"(ftp|s3|gs|data):", re.IGNORECASE)
 _SHOWN_CHARACTERS = 100
@@ -30,7 +30,23 @@ OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="The bundle to write; its folders are made.", show_default=False)
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
+AdapterOption = Annotated[
+    str,
+    typer.Option(
+        help="Of the bundle's adapters, by name, the one to answer through (export --lora NAME=FOLDER). Default: none.",
+        show_default=False,
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option(min=0, max=1024, help="Threads per operator; 0: one per physical core.")]
+
+
+def check_adapter(bundle: Path, adapter: str) -> None:
+    """Refuse an adapter that a bundle does not hold, before its weights are read."""
+    from bundle.directory import read_manifest
+
+    if adapter:
+        with usage_errors():
+            read_manifest(bundle).adapter_number(adapter)
 
 
 @contextmanager
@@ -38,7 +54,7 @@ def usage_errors() -> Iterator[None]:
     """Make of a value that is refused a wrong command line, with its exit code 2."""
     try:
         yield
-    except (SettingsError, QuantizationError, ParameterError) as error:
+    except (SettingsError, QuantizationError, ParameterError, ModelNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
 
 

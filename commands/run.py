@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from commands.options import (
+    AdapterOption,
     BundleArgument,
     ImageOption,
     JsonOption,
     ThreadsOption,
+    check_adapter,
     naming,
     read_image,
     read_text,
@@ -52,6 +54,7 @@ def run(
     kv_budget: Annotated[
         float | None, typer.Option(help="Share of the prompt's rows that stays, above 0; 1 keeps all. Default: 1.")
     ] = None,
+    adapter: AdapterOption = "",
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,11 +74,12 @@ def run(
         raise typer.BadParameter("- stands for standard input, which is read once: for the question or for one --image")
     images = [ImagePart(read_image(file)) for file in image or ()]
     parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(read_text(prompt, "the question")))
+    check_adapter(bundle, adapter)
     tell_of_failed_gates(bundle)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
     shown = None if as_json else Stripped()
     with usage_errors(), naming(image or ()):
-        answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown, vision, kv))
+        answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown, vision, kv, adapter))
     if as_json:
         print_json(asdict(answered))
     else:

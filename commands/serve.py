@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -213,7 +214,7 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve until a signal comes, on Ray where the command is `deploy`."""
-    from serving.settings import load_settings
+    from serving.settings_sources import load_settings
 
     flags = {
         "host": host,
@@ -249,7 +250,8 @@ def serve(
     if settings.tracing.endpoint is not None:
         _require("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     served = _served(bundles, real)
-    settings = with_aliases(settings, _refuse_early(served, settings), served_name or [])
+    names, adapters = _refuse_early(served, settings)
+    settings = with_aliases(settings, names, served_name or [], adapters)
     if context.info_name == "deploy":
         from serving.cluster.deploy import deploy
 
@@ -307,11 +309,11 @@ def _require(module: str) -> None:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
-def _refuse_early(bundles: list[Path], settings: ServerSettings) -> list[str]:
+def _refuse_early(bundles: list[Path], settings: ServerSettings) -> tuple[list[str], list[str]]:
     """Refuse before a port is opened what can be seen without reading weights: paths, manifests, gates.
 
     Returns:
-        The models' names.
+        The models' names, and those of their adapters, each alone and behind its model's.
 
     Raises:
         BundleError: One is no bundle, lacks a file, or failed its gate or has none.
@@ -319,16 +321,21 @@ def _refuse_early(bundles: list[Path], settings: ServerSettings) -> list[str]:
     from bundle.directory import open_bundle
 
     allow_ungated = settings.engine.allow_ungated
-    return [open_bundle(bundle, verify=False, allow_ungated=allow_ungated).manifest.name for bundle in bundles]
+    opened = [open_bundle(bundle, verify=False, allow_ungated=allow_ungated).manifest for bundle in bundles]
+    held = [(each.name, name) for each in opened if each.decoder for name in each.decoder.adapter_names]
+    return [each.name for each in opened], [told for model, name in held for told in (name, f"{model}:{name}")]
 
 
-def with_aliases(settings: ServerSettings, names: list[str], given: list[str]) -> ServerSettings:
+def with_aliases(
+    settings: ServerSettings, names: list[str], given: list[str], adapters: Sequence[str] = ()
+) -> ServerSettings:
     """Return the settings with the aliases that flags give to models.
 
     Args:
         settings: May have some themselves.
         names: Of the models.
         given: `ALIAS` or `MODEL=ALIAS`.
+        adapters: Names of their adapters, which are served as models.
 
     Raises:
         SettingsError: An alias is a model's own name or is there twice, or its model is not served.
@@ -344,9 +351,9 @@ def with_aliases(settings: ServerSettings, names: list[str], given: list[str]) -
             raise SettingsError(f"--served-name {each}: {alias} stands for {aliases[alias]} already")
         aliases[alias] = name or names[0]
     for alias, name in aliases.items():
-        if name not in names or not alias:
-            raise SettingsError(f"the alias {alias!r} stands for {name!r}; served: {', '.join(names)}")
-        if alias in names:
+        if name not in {*names, *adapters} or not alias:
+            raise SettingsError(f"the alias {alias!r} stands for {name!r}; served: {', '.join((*names, *adapters))}")
+        if alias in {*names, *adapters}:
             raise SettingsError(f"the alias {alias!r} is a served model's own name; choose another")
     return settings.model_copy(update={"api": settings.api.model_copy(update={"aliases": aliases})})
 

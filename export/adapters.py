@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,19 +10,21 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle import tensors
-from bundle.adapters import BASE, AdapterDims, split_task
+from bundle.adapters import BASE, AdapterDims, AnswerAdapter, split_task
 from bundle.errors import CheckpointError, UnsupportedConfigError
-from bundle.manifest import TensorSpec
+from bundle.manifest import ComponentName, TensorSpec, check_name
 from export.adapter import Adapter, LowRank
 from export.family import Family, GraphPlan
 from export.nn.module import Weight
 from export.vision_language import VisionLanguage
 from graphs.adapters import ChosenAdapters, Floats, SideBySide
-from graphs.layers import find_linears
+from graphs.layers import Linear, find_linears
 
 ADAPTERS = "adapters"
 """The folder of a checkpoint with adapters of its own (jina-embeddings-v4)."""
 _LISTED = 5
+_DECODER, _VISION = _CHANGED = ("decoder", "vision_encoder")
+"""Graphs that adapters may change."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class AdapterSet:
         names: The first is that of requests which name none.
         changes: Of each adapter, by weight under the graphs' names; none of the base.
         files: That hold them.
+        answers: The decoder answers: weights of adapters stay in float, and the vision encoder may be changed as well.
     """
 
     names: tuple[str, ...]
     changes: tuple[Mapping[str, LowRank], ...]
     files: tuple[Path, ...]
+    answers: bool = False
 
     @classmethod
     def of_one_folder(cls, folder: Path, tasks: Sequence[str], family: Family) -> AdapterSet:
@@ -53,81 +57,181 @@ class AdapterSet:
         return cls(tuple(tasks), tuple(stored.changes(family.renames, task) for task in tasks), (stored.file,))
 
     @classmethod
-    def of_folders(cls, folders: Mapping[str, Path], family: Family) -> AdapterSet:
+    def of_folders(cls, folders: Mapping[str, Path], family: Family, *, answers: bool = False) -> AdapterSet:
         """Return the adapters of several folders behind the weights without any.
 
         Raises:
             CheckpointError: One cannot be read.
-            UnsupportedConfigError: One is of another kind, or has the name of the base or one that no request can say.
+            UnsupportedConfigError: One is of another kind.
         """
-        if BASE in folders:
-            raise UnsupportedConfigError(
-                f"--lora {BASE}=...: {BASE} is what a request calls the weights without an adapter; choose another name"
-            )
-        if taken := [name for name in folders if split_task(name)[0] != name]:
-            raise UnsupportedConfigError(
-                f"--lora {taken[0]}=...: what stands behind the last point is read as what a request's inputs are, and "
-                "no request could choose the adapter; choose another name"
-            )
         stored = [Adapter.open(folder) for folder in folders.values()]
         changes = tuple(each.changes(family.renames) for each in stored)
-        return cls((BASE, *folders), ({}, *changes), tuple(each.file for each in stored))
+        return cls((BASE, *folders), ({}, *changes), tuple(each.file for each in stored), answers)
 
-    def put_into(self, model: ir.Model, plan: GraphPlan) -> GraphPlan:
-        """Change a decoder's graph, in place, and return what it takes and gives now.
+    def told(self, models: Mapping[ComponentName, ir.Model]) -> tuple[AnswerAdapter, ...]:
+        """Return what the manifest tells of adapters of a decoder that answers.
 
         Args:
-            model: With its weights.
-            plan: That it was built by.
+            models: The graphs, in any state.
+        """
+        seen = set[str]()
+        if _VISION in models:
+            seen = {_source(linear.weight) for linear in find_linears(models[_VISION].graph)}
+        return tuple(
+            AnswerAdapter(
+                name=name,
+                rank=max(change.down.shape[0] for change in changes.values()),
+                num_layers=len(changes),
+                changes_vision=not seen.isdisjoint(changes),
+            )
+            for name, changes in zip(self.names[1:], self.changes[1:], strict=True)
+        )
+
+    def put_into(
+        self, models: Mapping[ComponentName, ir.Model], plans: Mapping[ComponentName, GraphPlan]
+    ) -> dict[ComponentName, GraphPlan]:
+        """Change a decoder's graph, and a vision encoder's where it answers, in place; return what they take and give.
+
+        Args:
+            models: With their weights.
+            plans: That they were built by.
 
         Raises:
-            CheckpointError: A change is of another shape than its weight.
-            UnsupportedConfigError: Something else than a linear layer of the decoder is changed.
+            CheckpointError: A change is of another shape than its weight, or of a weight that there is not.
+            UnsupportedConfigError: Something else than a linear layer of these graphs is changed.
         """
-        linears = [(linear, _source(linear.weight)) for linear in find_linears(model.graph)]
-        known = {source for _, source in linears}
-        if unknown := sorted({name for changes in self.changes for name in changes} - known):
+        found = {part: _linears(models[part].graph) for part in _CHANGED if part in models}
+        sees_alone = _VISION in plans and len(plans[_VISION].inputs) == 1
+        open_to = [_DECODER, *([_VISION] if self.answers and sees_alone else [])]
+        self._check_known(models, {source for part in open_to for _, source in found[part]})
+        return {**plans, **{part: self._put_into(part, models, plans[part], found[part]) for part in open_to}}
+
+    def _put_into(
+        self,
+        part: ComponentName,
+        models: Mapping[ComponentName, ir.Model],
+        plan: GraphPlan,
+        linears: Sequence[tuple[Linear, str]],
+    ) -> GraphPlan:
+        changed = [(linear, source) for linear, source in linears if any(source in each for each in self.changes)]
+        if not changed and part == _VISION:
+            return plan
+        chosen = ChosenAdapters(models[part].graph, "adapter" if self.answers else "linear", of_runs=part == _VISION)
+        for linear, source in changed:
+            own = [(number, changes[source]) for number, changes in enumerate(self.changes) if source in changes]
+            if isinstance(linear.weight, Weight):
+                chosen.change(linear, _side_by_side(source, linear.weight, own))
+        shape: tuple[int | str, ...] = (1,) if part == _VISION else ("B",)
+        return replace(plan, inputs=(*plan.inputs, TensorSpec(name=tensors.ADAPTERS, dtype="int64", shape=shape)))
+
+    def _check_known(self, models: Mapping[ComponentName, ir.Model], known: Set[str]) -> None:
+        """Check that whatever is changed is there, and can be.
+
+        Raises:
+            CheckpointError: Weights that no graph has: the adapter is another model's.
+            UnsupportedConfigError: Weights that are not of linear layers that one of several adapters may change.
+        """
+        for name, changes in zip(self.names, self.changes, strict=True):
+            if not (unknown := sorted(changes.keys() - known)):
+                continue
+            more = f"{', '.join(unknown[:_LISTED])}{' and others' if len(unknown) > _LISTED else ''}"
+            if absent := [each for each in unknown if each not in _sources(models)]:
+                raise CheckpointError(
+                    f"the adapter {name} changes {len(absent)} weights that the checkpoint lacks: "
+                    f"{', '.join(absent[:_LISTED])}. It was made for another model, or one that is tied here"
+                )
+            if self.answers:
+                raise UnsupportedConfigError(
+                    f"the adapter {name} changes {more}: adapters that a request chooses change linear layers of the "
+                    "decoder, and of a vision encoder that reads pixels alone, each stored as one matrix. Merge it "
+                    "with --lora FOLDER into a bundle of its own"
+                )
             raise UnsupportedConfigError(
                 f"adapters that a request chooses change linear layers of the decoder, and these change "
-                f"{', '.join(unknown[:_LISTED])}{' and others' if len(unknown) > _LISTED else ''}: images are encoded "
+                f"{more}: images are encoded "
                 "once for all adapters, and other weights are of one adapter alone. Merge each with --lora FOLDER into "
                 "a bundle of its own"
             )
-        chosen = ChosenAdapters(model.graph)
-        for linear, source in linears:
-            own = [(number, changes[source]) for number, changes in enumerate(self.changes) if source in changes]
-            if own and isinstance(linear.weight, Weight):
-                chosen.change(linear, _side_by_side(source, linear.weight, own))
-        return replace(plan, inputs=(*plan.inputs, TensorSpec(name=tensors.ADAPTERS, dtype="int64", shape=("B",))))
 
 
-def found_adapters(checkpoint: Path, family: Family, folders: Mapping[str, Path]) -> AdapterSet | None:
+def found_adapters(checkpoint: Path, family: Family, folders: Mapping[str, Path], name: str = "") -> AdapterSet | None:
     """Return the adapters that a decoder is to hold, and let a family that embeds tell of them; None: there are none.
 
     Args:
         checkpoint: The folder, which may have some of its own.
         family: Of the checkpoint.
         folders: Of others, by name.
+        name: Of the model.
 
     Raises:
         CheckpointError: Some cannot be read.
-        UnsupportedConfigError: They are not of the kind, the decoder answers, or the checkpoint has its own.
+        UnsupportedConfigError: They are not of the kind, the decoder ranks or does two things, or the checkpoint has
+            its own.
     """
     own = family.own_adapters if isinstance(family, VisionLanguage) else ()
     if not folders:
         return AdapterSet.of_one_folder(checkpoint / ADAPTERS, own, family) if own else None
-    how = family.embedding if isinstance(family, VisionLanguage) else None
-    if own or not isinstance(family, VisionLanguage) or how is None or how.also_answers or how.choice is not None:
+    first, how = next(iter(folders)), family.embedding if isinstance(family, VisionLanguage) else None
+    if own or not isinstance(family, VisionLanguage) or (how and (how.also_answers or how.choice is not None)):
         raise UnsupportedConfigError(
-            f"--lora {next(iter(folders))}=FOLDER: requests choose adapters of a decoder that embeds and does nothing "
-            "else (--task embed), and that has none by itself. Rows of answers are kept and shared whatever adapter "
-            "made them, and no request for scores of pairs names one; merge each adapter with --lora FOLDER into a "
-            "bundle of its own, and serve them together"
+            f"--lora {first}=FOLDER: requests choose adapters of a decoder that answers, or of one that embeds "
+            "(--task embed), and that has none by itself; not of one that does both, and no request for scores of "
+            "pairs names one. Merge each adapter with --lora FOLDER into a bundle of its own, and serve them together"
         )
+    if how is None:
+        _check_ids(folders, name)
+        return AdapterSet.of_folders(folders, family, answers=True)
+    _check_tasks(folders)
     found = AdapterSet.of_folders(folders, family)
-    adapters = tuple(AdapterDims(name=name) for name in found.names)
+    adapters = tuple(AdapterDims(name=each) for each in found.names)
     family.embedding = replace(how, adapters=adapters)
     return found
+
+
+def _check_tasks(folders: Mapping[str, Path]) -> None:
+    """Check that a request to embed can say each name.
+
+    Raises:
+        UnsupportedConfigError: One is the base's, or one that no request can say.
+    """
+    if BASE in folders:
+        raise UnsupportedConfigError(
+            f"--lora {BASE}=...: {BASE} is what a request calls the weights without an adapter; choose another name"
+        )
+    if taken := [name for name in folders if split_task(name)[0] != name]:
+        raise UnsupportedConfigError(
+            f"--lora {taken[0]}=...: what stands behind the last point is read as what a request's inputs are, and "
+            "no request could choose the adapter; choose another name"
+        )
+
+
+def _check_ids(folders: Mapping[str, Path], model: str) -> None:
+    """Check that each name can be a model's, beside the base's own.
+
+    Raises:
+        UnsupportedConfigError: One cannot.
+    """
+    for name in folders:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UnsupportedConfigError(f"--lora {name}=...: {error}. Choose another one") from error
+        if name == model:
+            raise UnsupportedConfigError(
+                f"--lora {name}=...: the model itself is served as {model}, and a request chooses an adapter as it "
+                "chooses a model; give the adapter another name, or the model one with --name"
+            )
+
+
+def _linears(graph: ir.Graph) -> list[tuple[Linear, str]]:
+    """Return the linear layers of a graph, each with the checkpoint's name of its matrix."""
+    return [(linear, _source(linear.weight)) for linear in find_linears(graph)]
+
+
+def _sources(models: Mapping[ComponentName, ir.Model]) -> set[str]:
+    """Return the checkpoint's names of all that graphs are made of."""
+    weights = (value for model in models.values() for value in model.graph.initializers.values())
+    return {key for weight in weights if isinstance(weight, Weight) for key in weight.source_keys}
 
 
 def _source(weight: ir.Value) -> str:

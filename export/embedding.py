@@ -182,7 +182,7 @@ def found_embedding(source: Checkpoint, options: EmbeddingOptions) -> StateVecto
     if chosen != "tokens":
         head = None
     written = None if template is None else TEMPLATES.get(template) or read_template(template, TEMPLATES)
-    prefixes = _prefixes(source.folder)
+    prefixes = found_prefixes(source.folder)
     return StateVectors(chosen, head, written, prefixes, options.also_answers)
 
 
@@ -211,7 +211,7 @@ def read_template(given: str, known: Collection[str]) -> str:
         ) from error
 
 
-def _prefixes(folder: Path) -> dict[InputType, str]:
+def found_prefixes(folder: Path) -> dict[InputType, str]:
     """Return the prompts that sentence-transformers puts before queries and documents."""
     stated = read_settings(folder / "config_sentence_transformers.json", required=False).get("prompts") or {}
     kinds: tuple[InputType, ...] = ("query", "document")

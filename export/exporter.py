@@ -20,6 +20,7 @@ from bundle.manifest import (
     BOTH,
     Component,
     ComponentName,
+    DecoderDims,
     Dialect,
     DualEncoderDims,
     EmbedderDims,
@@ -33,14 +34,15 @@ from bundle.manifest import (
 from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
-from export.adapters import ADAPTERS, found_adapters
+from export.adapters import ADAPTERS, AdapterSet, found_adapters
 from export.architectures import load_family
-from export.checkpoint import Checkpoint
+from export.byte_pairs import MERGES
+from export.checkpoint import TOWER_FOLDER, Checkpoint
 from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
 from export.dual_encoder import DualEncoder
-from export.embedding import EmbeddingOptions, found_embedding
+from export.embedding import EmbeddingOptions, found_embedding, found_prefixes
 from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
@@ -52,6 +54,7 @@ from export.segments import with_segments, write_segments
 from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
 from export.vision_language import VisionLanguage
+from export.vocabulary import Vocabulary
 from export.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ if TYPE_CHECKING:
 _CUTS = ("matryoshka_dimensions", "matryoshka_dims")
 """Of a config, as vLLM reads it and as Jina's have it."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", VISUAL_EXIT]
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", MERGES, VISUAL_EXIT]
 
 
 def export_checkpoint(
@@ -100,7 +103,7 @@ def export_checkpoint(
         task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
         skip_visual: Layers of the decoder whose feed-forwards image tokens may skip, for `vision.method` ima.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
-        adapters: Such folders by name, kept beside the weights of a decoder that embeds; a request chooses one.
+        adapters: Such folders by name, kept beside the weights of a decoder; a request chooses one.
         embedding: Make vectors, in the place of answers or beside them; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
@@ -114,10 +117,12 @@ def export_checkpoint(
     folder, label = located(str(checkpoint), say)
     label = printable(label)
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
-    source = Checkpoint.open(folder)
+    source = with_its_tower(Checkpoint.open(folder), say)
     family = load_family(source.config)
     if isinstance(family, VisionLanguage) and not Path(checkpoint).expanduser().is_dir():
         _fetch_folders(str(checkpoint), family)
+    if isinstance(family, VisionLanguage) and family.reads_vocabulary:
+        family.stated_ids = Vocabulary.read(folder, lower_cases=False).ids
     if family.reads_image_settings:
         family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
@@ -130,7 +135,9 @@ def export_checkpoint(
         _take_smaller_images(family)
     if embedding is not None:
         _embed(family, source, embedding)
-    beside = found_adapters(folder, family, adapters or {})
+    beside = found_adapters(folder, family, adapters or {}, bundle_name)
+    if beside is not None and beside.answers:
+        _refuse_beside_adapters(skip_visual)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -139,7 +146,7 @@ def export_checkpoint(
     weights.fill()
     weights.require_all_used()
     if beside is not None:
-        plans = {**plans, "decoder": beside.put_into(models["decoder"], plans["decoder"])}
+        plans = beside.put_into(models, plans)
     if task_vectors:
         plans = {**plans, "decoder": with_open_heads(models, plans, family)}
     if skip_visual:
@@ -166,7 +173,7 @@ def export_checkpoint(
             components=components,
             states=states,
             segments=_segments(aside, components, states, family, say) if segments else (),
-            decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
+            decoder=_decoder_dims(family, models, beside) if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             grounding=files.grounding,
             question=files.question,
@@ -238,6 +245,24 @@ def located(
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
+        ) from error
+
+
+def with_its_tower(source: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
+    """Return a checkpoint with the tower that its config names, fetched where another repository holds it.
+
+    Raises:
+        CheckpointError: It is not there.
+    """
+    named = source.lacking_tower
+    if named is None:
+        return source
+    try:
+        return source.with_tower(located(named, say)[0])
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the checkpoint has no weights of its tower, mm_vision_tower {named!r}: {error}. Put the tower's "
+            f"config.json, preprocessor_config.json and weights into {source.folder / TOWER_FOLDER}"
         ) from error
 
 
@@ -325,6 +350,19 @@ def _group_layers(family: Family, num_groups: int) -> None:
     decoder.config = with_length_groups(decoder.config, num_groups)
 
 
+def _refuse_beside_adapters(skip_visual: Sequence[int]) -> None:
+    """Refuse what runs tokens apart from the sequences that they are of.
+
+    Raises:
+        UnsupportedConfigError: It was asked for.
+    """
+    if skip_visual:
+        raise UnsupportedConfigError(
+            "--skip-visual: the layers that image tokens skip run the others' tokens in one row, and would not know "
+            "which adapter each is of; leave it out, or merge one adapter with --lora FOLDER"
+        )
+
+
 def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
     """Refuse what is for layers that lose rows where some layers have no rows.
 
@@ -402,6 +440,15 @@ def _task(family: Family) -> Task:
     return BOTH if family.answers else "image-text-embedding"
 
 
+def _decoder_dims(
+    family: VisionLanguage, models: dict[ComponentName, ir.Model], beside: AdapterSet | None
+) -> DecoderDims | None:
+    dims = family.decoder_dims()
+    if dims is None or beside is None or not beside.answers:
+        return dims
+    return dims.model_copy(update={"adapters": beside.told(models)})
+
+
 def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:
     if family.embedding is None:
         return None
@@ -409,10 +456,10 @@ def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims |
     size = how.size(family.state_size)
     return EmbedderDims(
         embedding_size=size,
-        matryoshka=_cuts(source.config, size),
+        matryoshka=_cuts({**family.config, **source.config}, size),
         pooling=how.pooling,
         max_positions=family.max_positions,
-        prefixes=dict(how.prefixes or {}),
+        prefixes=found_prefixes(source.folder) if family.states_prefixes else dict(how.prefixes or {}),
         default_type=how.default_type,
         late_size=None if late is None else late.size,
         pools_images=how.pools_images,

@@ -54,6 +54,7 @@ class Family(ABC):
         image_processor: The class that transformers takes where a processor's files name none.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
         cleans: How texts are cleaned before they are cut into tokens, a name of `export.cleaning.CLEANINGS`.
+        default_tokens: Special tokens by name, as the tokenizer's class has them where its files name none.
         reads_image_settings: Graphs hold numbers of the image processor's.
 
     Attributes:
@@ -69,6 +70,7 @@ class Family(ABC):
     image_processor: ClassVar[str]
     lower_cases: ClassVar[bool] = False
     cleans: str | None = None
+    default_tokens: ClassVar[Mapping[str, str]] = {}
     reads_image_settings: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:

@@ -16,6 +16,8 @@ from bundle.text import Tokenizer
 from export.lfs import require_content
 from export.settings_file import read_settings
 
+_WHOLE = "whole_conversation"
+"""The name of what a template writes, within one that looks at it."""
 _PROCESSOR, _LEGACY, _TOKENIZER = "processor_config.json", "chat_template.json", "tokenizer_config.json"
 
 
@@ -69,10 +71,16 @@ class FoundTemplate:
         """Return the template with another text wherever it has one."""
         return replace(self, text=self.text.replace(old, new))
 
-    def behind(self, words: str) -> FoundTemplate:
-        """Return the template with words before all that it writes."""
+    def behind(self, words: str, *, once: bool = False) -> FoundTemplate:
+        """Return the template with words before all that it writes; `once`: unless it begins with them itself."""
+        if not words:
+            return self
+        told = json.dumps(words)
+        if once:
+            text = f"{{% set {_WHOLE} %}}{self.text}{{% endset %}}"
+            return replace(self, text=f"{text}{{{{ ('' if {_WHOLE}.startswith({told}) else {told}) ~ {_WHOLE} }}}}")
         # an expression, for a template's first block may take spaces and line ends before it away
-        return replace(self, text=f"{{{{ {json.dumps(words)} }}}}{self.text}") if words else self
+        return replace(self, text=f"{{{{ {told} }}}}{self.text}")
 
     def require_prompts(self, tokenizer: Path, image_prompt: ImagePrompt, template_tokens: Mapping[str, str]) -> None:
         """Check that the template makes prompts with an image in them.

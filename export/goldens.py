@@ -73,6 +73,9 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
         tensors.ATTENTION_MASK: np.ones_like(ids),
         tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],
     }
+    if bundle.manifest.decoder is not None:  # where the encoder has adapters, one of them tells more than none
+        numbers = [at for at, each in enumerate(bundle.manifest.decoder.adapters, 1) if each.changes_vision]
+        known[tensors.ADAPTERS] = np.array(numbers[-1:] or [0], np.int64)
     if canary.pixel_values is not None:
         pairs = bundle.manifest.pairs
         known[tensors.PIXEL_VALUES] = _moving(canary.pixel_values, 1 if pairs is None else pairs.num_frames)
@@ -115,8 +118,9 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], found: Mapping[str, 
     places = np.arange(num_tokens, dtype=np.int64)
     around = np.zeros((2, num_tokens), np.int64)
     around[1, _SEE_ONE_ANOTHER] = np.arange(len(_SEE_ONE_ANOTHER))[::-1]
-    adapters = () if manifest.embedder is None else manifest.embedder.adapters
-    last = max(len(adapters) - 1, 0)  # where the first is none at all, another tells more
+    held = 0 if manifest.embedder is None else len(manifest.embedder.adapters)
+    # where the first is none at all, another tells more
+    last = max(held - 1, 0) if manifest.decoder is None else len(manifest.decoder.adapters)
     run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around, adapter=last)
     feeds = feeds_of(manifest.components[name].inputs, Step.of_tables(TokenBatch.of([run]), found))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})

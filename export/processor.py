@@ -7,21 +7,21 @@ defaults that the named processor class has in transformers, since checkpoints l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from bundle.chat_template import CHAT_TEMPLATE, INPUT_TEMPLATE
-from bundle.errors import UnsupportedConfigError
+from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.generation import SamplingDefaults
 from bundle.grounding import KnownGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import QuestionDims
 from bundle.question import QUESTION_TOKENIZER
-from bundle.text import TOKENIZER
+from bundle.text import TOKENIZER, Tokenizer
 from export.dual_encoder import DualEncoder
 from export.family import Family
 from export.found_processor import FoundProcessor
@@ -29,7 +29,7 @@ from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
 from export.settings_file import read_settings
 from export.spoken_tokens import with_spoken
-from export.vision_language import QuestionReading, VisionLanguage
+from export.vision_language import VisionLanguage
 from export.vocabulary import Vocabulary
 
 _VIDEO_FILE = "video_preprocessor_config.json"
@@ -106,15 +106,33 @@ def convert_processor(
         (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if not family.reads_texts:
         return _without_texts(spec)
+    _require_tokenizer(checkpoint, family)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
+    vocabulary = vocabulary.with_names(family.default_tokens)
     if isinstance(family, VisionLanguage):
         vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
+        vocabulary = vocabulary.cut_at_specials() if family.cuts_at_images else vocabulary
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
-        generation = read_settings(checkpoint / "generation_config.json", required=False)
+        own = read_settings(checkpoint / "generation_config.json", required=False)
+        generation = {**family.stated_generation, **own}
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary, generation), output)
     return _dual_encoder(family, spec, vocabulary)
+
+
+def _require_tokenizer(checkpoint: Path, family: Family) -> None:
+    """Check that a tokenizer that is published apart from the weights was put beside them.
+
+    Raises:
+        CheckpointError: It was not; the message says where it is.
+    """
+    home = family.tokenizer_home if isinstance(family, VisionLanguage) else None
+    if home is not None and not (checkpoint / TOKENIZER).is_file():
+        raise CheckpointError(
+            f"{checkpoint / TOKENIZER} is missing. The model reads with the tokenizer of {home}: download the "
+            "checkpoint into a folder, and put tokenizer.json and tokenizer_config.json of that repository into it."
+        )
 
 
 def _checked_spec(
@@ -175,21 +193,30 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         pads_to_max=False,
         not_applied=_not_applied(found.generation),
         grounding=family.grounding(found),
-        question=_question(checkpoint, family.question, output),
+        question=_question(checkpoint, family, found, output),
     )
 
 
-def _question(checkpoint: Path, reading: QuestionReading | None, output: Path) -> QuestionDims | None:
+def _question(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> QuestionDims | None:
     """Write the tokenizer of a vision encoder that reads questions, and return what the manifest says of it.
 
     Raises:
         CheckpointError: It is missing or cannot be read.
         UnsupportedConfigError: It has a token that the encoder has no row for.
     """
+    reading = family.question
     if reading is None:
         return None
     if not reading.folder:
-        return QuestionDims(max_tokens=reading.max_tokens, tokenizer=TOKENIZER, tasks=dict(reading.tasks))
+        framed, prefix = family.before_questions(found)
+        before = Tokenizer.from_file(output / TOKENIZER).encode(framed) if framed else ()
+        return QuestionDims(
+            max_tokens=reading.max_tokens - len(before),
+            tokenizer=TOKENIZER,
+            tasks=dict(reading.tasks),
+            before=tuple(before),
+            prefix=prefix,
+        )
     vocabulary = Vocabulary.read(checkpoint / reading.folder, lower_cases=False)
     token, token_id = vocabulary.last
     if token_id >= reading.vocab_size:
@@ -212,7 +239,8 @@ def _template(
         return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
     default = family.default_template(found)
     template = FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings, default)
-    template = template.behind(family.opening(found))
+    template = replace(template, text=family.adapted_template(template.text))
+    template = template.behind(family.opening(found), once=family.opens_once)
     if family.template_placeholder is None:
         return template
     return template.with_text(family.template_placeholder, prompt.image_token)
@@ -319,7 +347,9 @@ def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
     """Return the ids that end generation: those that the files name, and the family's own."""
-    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.end_tokens]
+    if family.end_ids:
+        return family.end_ids
+    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.answer_ends(vocabulary.ids)]
     return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
 
 

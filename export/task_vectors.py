@@ -33,7 +33,7 @@ def with_open_heads(
         raise UnsupportedConfigError(
             "--task-vectors opens a decoder's heads, and the checkpoint's architecture has none"
         )
-    if family.looks_ahead in ("text", "prompt"):
+    if family.looks_ahead in ("all images", "text", "prompt"):
         raise UnsupportedConfigError(
             "--task-vectors replaces heads at the last token of a prompt, which others of a prompt of "
             f"{family.config['model_type']} see"

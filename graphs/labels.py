@@ -15,8 +15,9 @@ from bundle.errors import QuantizationError
 from graphs.experts import find_experts
 from graphs.layers import find_linears, find_tables
 
-LayerRole = Literal["linear", "head", "router", "gate", "experts", "table", "tied table", "constant table"]
-"""A head gives the vocabulary's scores, a router the experts', a gate how much a recurrence forgets; a constant table
+LayerRole = Literal["linear", "head", "router", "gate", "adapter", "experts", "table", "tied table", "constant table"]
+"""A head gives the vocabulary's scores, a router the experts', a gate how much a recurrence forgets, and an
+adapter changes what another layer gives; a constant table
 is looked up with ids that the graph holds itself, and a tied one holds the head's numbers."""
 
 _ROLE, _ROWS = "pocketvlm.role", "pocketvlm.rows"

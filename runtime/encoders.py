@@ -28,7 +28,8 @@ def vision_feeds(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return a vision encoder's inputs for the pixels of I tiles, which are shown with one question or the same boxes.
 
-    Where it takes boxes and there are none, all of each tile is meant.
+    Where it takes boxes and there are none, all of each tile is meant. Of an encoder with adapters, the number of the
+    one that sees them stands in the place of a question; none: the encoder as it is.
 
     Raises:
         SignatureError: The encoder reads a question, and there is none.
@@ -39,6 +40,9 @@ def vision_feeds(
         if spec.name == tensors.BOXES:
             boxes = np.array(question or WHOLE, np.float32).reshape(1, -1, len(WHOLE))
             feeds[spec.name] = np.tile(boxes, (len(pixel_values), 1, 1))
+            continue
+        if spec.name == tensors.ADAPTERS:
+            feeds[spec.name] = np.array(question or (0,), np.int64)
             continue
         if spec.name != tensors.QUESTION_IDS or question is None:
             raise SignatureError(f"{component.file} takes {spec.name} beside pixels, and none was given")

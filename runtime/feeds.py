@@ -127,6 +127,7 @@ class TokenBatch:
         position_axes: tuple[int, ...] = (),
         seen: Sequence[Int64 | None] = (),
         heads: Sequence[HeadValues | None] = (),
+        adapters: Sequence[int] = (),
     ) -> TokenBatch:
         """Return one sampled token of each sequence, side by side, the logits of all wanted.
 
@@ -137,12 +138,14 @@ class TokenBatch:
             position_axes: Sizes before [B, T] of positions.
             seen: [B] of each sequence [3], what its token sees of states of kind "memory", or None.
             heads: [B] what replaces heads; empty: nothing does.
+            adapters: [B] numbers of the adapters that they run through; empty: all through the first.
         """
         column, places = np.array(ids, np.int64)[:, None], np.empty((*position_axes, len(ids), 1), np.int64)
         places[..., 0] = positions
         sees = _side_by_side([None if each is None else each[None] for each in seen], 1)
         replaced = [(each, 0) for each in heads]
-        return cls(column, places, _by_group(lengths), np.zeros_like(column), seen=sees, heads=replaced)
+        indices = np.zeros_like(column)
+        return cls(column, places, _by_group(lengths), indices, seen=sees, heads=replaced, adapters=adapters)
 
     def padded(self, num_tokens: int) -> TokenBatch:
         """Return the batch with tokens behind those of each run, `num_tokens` in all, whose logits nobody wants.

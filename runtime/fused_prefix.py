@@ -48,7 +48,7 @@ class FusedPrefix:
     """Messages that were read once, of which the text's rows are left.
 
     Attributes:
-        identity: Of the bundle that read them: `identity_of`.
+        identity: Of the bundle, and the adapter, that read them: `identity_of`.
         turns: As the chat template takes them.
         layouts: Of their images.
         token_ids: [N] of all that was read, images included.
@@ -109,12 +109,13 @@ class FusedPrefix:
         return file.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes, manifest: Manifest) -> FusedPrefix:
+    def from_bytes(cls, content: bytes, manifest: Manifest, adapter: str = "") -> FusedPrefix:
         """Return a prefix for a model.
 
         Args:
             content: As `to_bytes` wrote it.
             manifest: Of the model's bundle.
+            adapter: Of the model's, through which the request runs; empty: none.
 
         Raises:
             ParameterError: It is damaged, or was made with another bundle.
@@ -129,18 +130,19 @@ class FusedPrefix:
             identity = str(head["identity"])
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ParameterError("the fused prefix is damaged; delete it and make it again", _PARAM) from error
-        if identity != identity_of(manifest):
+        if identity != identity_of(manifest, adapter):
             raise ParameterError(
-                f"the fused prefix was made with another bundle than the {manifest.name} that is served now; delete it "
-                "and make it again",
+                f"the fused prefix was made with another bundle than the {manifest.name} that is served now, or "
+                "through another adapter; delete it and make it again",
                 _PARAM,
             )
         return cls(identity, turns, layouts, ids, _checked(found, manifest))
 
 
-def identity_of(manifest: Manifest) -> str:
-    """Return what decides the rows that a bundle makes of a text: its weights and how its cache stores rows."""
-    return ":".join([manifest.source_sha256, manifest.cache_dtype, *_digests(manifest)])
+def identity_of(manifest: Manifest, adapter: str = "") -> str:
+    """Return what decides the rows that a bundle makes of a text: weights, adapter, and how its cache stores rows."""
+    through = [f"adapter {adapter}"] if adapter else []
+    return ":".join([manifest.source_sha256, manifest.cache_dtype, *_digests(manifest), *through])
 
 
 def text_rows(prompt: Prompt) -> Int64:

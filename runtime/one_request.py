@@ -390,6 +390,7 @@ class VisionLanguageRunner:
             whole.features,
             around=None if whole.around is None else np.pad(whole.around, ((0, 0), (0, len(answer_ids) - 1))),
             seen=_joined(whole.seen, prompt.seen_by(len(answer_ids) - 1)),
+            adapter=prompt.adapter,
         )
         feeds = self._graphs.feeds("prompt", self._graphs.step(TokenBatch.of([run])))
         states = self._bundle.manifest.states
@@ -413,7 +414,8 @@ class VisionLanguageRunner:
             if prompt is not self._current or this is not self._answering:
                 raise ValueError("another prompt or answer was begun since this one, in the same cache")
             places = positions_from(position, 1, prompt.prompt.prompt.positions)
-            run = TokenRun(np.array([token_id], np.int64), places, rows, [0], seen=prompt.prompt.seen_by(1))
+            seen, adapter = prompt.prompt.seen_by(1), prompt.prompt.adapter
+            run = TokenRun(np.array([token_id], np.int64), places, rows, [0], seen=seen, adapter=adapter)
             logits = self._bound.run("step", _RUNNING, [run])[0, 0]
             rows, position = [held + 1 for held in rows], position + 1
 
@@ -423,7 +425,8 @@ class VisionLanguageRunner:
         for start, end in chunks(len(token_ids), DEFAULT_CHUNK_TOKENS):
             ids, rows = np.array(token_ids[start:end], np.int64), [held + start for held in prompt.rows]
             seen = prompt.prompt.seen_by(end - start)
-            run = TokenRun(ids, places[..., start:end], rows, range(end - start), seen=seen)
+            adapter = prompt.prompt.adapter
+            run = TokenRun(ids, places[..., start:end], rows, range(end - start), seen=seen, adapter=adapter)
             yield decoder.run("prompt", _RUNNING, [run])[0].copy()
 
     def _lengths(self, num_rows: int) -> list[int]:

@@ -181,6 +181,7 @@ class SegmentedPrompt:
             wanted,
             _placed(self._is_image[tokens], self._hidden[start:end]),
             self._hidden[start:end],
+            adapter=self.prompt.adapter,
         )
 
     def take(self, found: Mapping[str, Array], num_tokens: int) -> None:

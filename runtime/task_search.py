@@ -166,7 +166,7 @@ class _Trial:
         for mask in masks:
             self._check()
             heads = HeadValues(self.values, mask)
-            run = TokenRun(ids, places, end.lengths, range(len(ids)), end.features, heads=heads)
+            run = TokenRun(ids, places, end.lengths, range(len(ids)), end.features, heads=heads, adapter=prompt.adapter)
             yield _loss(self._decoder.run("prompt", _SLOT, [run])[0], one.answer_ids)
 
     def _read(self, prompt: FilledPrompt, stretches: Sequence[tuple[int, int]]) -> None:

@@ -89,12 +89,13 @@ class TaskVector:
         return _MARK + file.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes, manifest: Manifest) -> TaskVector:
+    def from_bytes(cls, content: bytes, manifest: Manifest, adapter: str = "") -> TaskVector:
         """Return a task vector for a model.
 
         Args:
             content: As `to_bytes` wrote it.
             manifest: Of the model's bundle.
+            adapter: Of the model's, through which the request runs; empty: none.
 
         Raises:
             ParameterError: It is damaged, or was made with another bundle.
@@ -108,10 +109,10 @@ class TaskVector:
         shape = HeadShape.of(manifest)
         wanted = (shape.num_layers, shape.width), (shape.num_layers * shape.num_heads,)
         found = heads.values.shape, heads.mask.shape
-        if identity != identity_of(manifest) or found != wanted:
+        if identity != identity_of(manifest, adapter) or found != wanted:
             raise ParameterError(
-                f"the task vector was made with another bundle than the {manifest.name} that is served now; delete it "
-                "and make it again",
+                f"the task vector was made with another bundle than the {manifest.name} that is served now, or through "
+                "another adapter; delete it and make it again",
                 _PARAM,
             )
         return cls(identity, HeadValues(heads.values.astype(np.float32), heads.mask.astype(np.bool_)))

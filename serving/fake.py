@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import math
-import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,20 +21,18 @@ import numpy.typing as npt
 from bundle.decode import decode_image
 from bundle.errors import (
     BundleError,
-    ContextLengthError,
     EngineDeadError,
     ModelNotFoundError,
     OverloadedError,
     ParameterError,
     TaskError,
 )
-from bundle.frames.opening import open_clip
-from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
 from bundle.grounding import KnownGrounding
 from bundle.manifest import EMBEDDING_TASKS, Task
 from bundle.zero_shot import SLOT, label_text
 from serving.engine_status import EngineStatus, SlotStatus
+from serving.fake_answers import TOKENS_PER_IMAGE, planned_answer, prompt_words, word_logprobs
 from serving.protocol import (
     ONLY_ENGINE,
     ClassifyRequest,
@@ -48,7 +42,6 @@ from serving.protocol import (
     EmbedRequest,
     EmbedResult,
     FinishedEvent,
-    FinishReason,
     GenerateEvent,
     GenerateRequest,
     Health,
@@ -57,24 +50,18 @@ from serving.protocol import (
     ModelCard,
     ScoreRequest,
     ScoreResult,
-    Structure,
     TextPart,
     Timings,
     TokenEvent,
     TokenizeRequest,
     TokenizeResult,
-    TokenLogprob,
     TokensPart,
-    ToolCall,
-    Usage,
-    VideoPart,
     WaitingEvent,
 )
 
 EMBEDDING_SIZE = 16
 FAKE_FUSED = b"rows of a fake"
 FAKE_HEADS = 3
-TOKENS_PER_IMAGE = 4
 
 FAKE_VLM = ModelCard(
     "fake-vlm",
@@ -187,7 +174,7 @@ class FakeClient:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Yield one token per word of the answer, then the terminal event."""
         card = self._card(request.model, "image-text-to-text")
-        planned = _answer(request, card, self.behaviour.answer)
+        planned = planned_answer(request, card, self.behaviour.answer)
         started_s = time.perf_counter()
         self.generations.append(request)
         self._enter()
@@ -197,7 +184,7 @@ class FakeClient:
             for place, word in enumerate(planned.words):
                 await self._pause(place)
                 for index in range(request.num_choices):
-                    told = _logprobs(word, request.sampling.top_logprobs)
+                    told = word_logprobs(word, request.sampling.top_logprobs)
                     prompt_tokens = 0 if place or index else planned.usage.prompt_tokens
                     yield TokenEvent(word, (place,), time.monotonic(), index, told, prompt_tokens=prompt_tokens)
             await self._pause(len(planned.words), is_end=True)
@@ -256,7 +243,7 @@ class FakeClient:
         if request.model not in self._cards:
             self._card(request.model, "image-text-to-text")
         await self._serve_once()
-        words = _words(request) if request.text is None else request.text.split()
+        words = prompt_words(request) if request.text is None else request.text.split()
         return TokenizeResult(tuple(range(len(words))), tuple(words))
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
@@ -316,110 +303,6 @@ class FakeClient:
             await self._pause(0)
         finally:
             self.num_running -= 1
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """An answer: its pieces, why it ends, the counts, and the stop text that ends it."""
-
-    words: list[str]
-    reason: FinishReason
-    usage: Usage
-    stopped_by: str | None
-
-
-def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> _Planned:
-    """Return the answer, cut by stop strings and by `max_tokens`."""
-    parts = [part for message in request.messages for part in message.parts]
-    images = [part for part in parts if isinstance(part, ImagePart)]
-    for image in images:
-        decode_image(image.data)
-    num_frames = sum(_num_frames(part) for part in parts if isinstance(part, VideoPart))
-    num_image_tokens = TOKENS_PER_IMAGE * (len(images) + num_frames)
-    prompt_tokens = num_image_tokens + sum(len(part.text.split()) for part in parts if isinstance(part, TextPart))
-    prompt_tokens += len((request.text or "").split())
-    limit = card.context_tokens or 64
-    if prompt_tokens >= limit:
-        raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
-    by_rule = " ".join(f"{len(images)} images. {_asked(request)}".split())
-    answer = _structured(request.sampling.structure, text) or (by_rule if text is None else text)
-    stopped_by = None
-    for stop in request.sampling.stop:
-        stopped_by = stop if stop in answer else stopped_by
-        answer = answer.split(stop)[0] + (stop if request.sampling.includes_stop and stop in answer else "")
-    words = re.findall(r"\s*\S+", answer)
-    room = limit - prompt_tokens
-    shown = words[: room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)]
-    reason: FinishReason = "length" if len(shown) < len(words) else "stop"
-    kept_share = 1.0 if request.kv is None else request.kv.budget
-    usage = Usage(
-        prompt_tokens,
-        len(shown) * request.num_choices,
-        num_image_tokens,
-        cache_rows_before=prompt_tokens,
-        cache_rows_after=math.floor(prompt_tokens * kept_share),
-        kept_image_tokens=num_image_tokens,
-    )
-    return _Planned(shown, reason, usage, stopped_by if reason == "stop" else None)
-
-
-def _words(request: TokenizeRequest) -> list[str]:
-    parts = [part for message in request.messages for part in message.parts]
-    words = [word for part in parts if isinstance(part, TextPart) for word in part.text.split()]
-    return words + ["image"] * (TOKENS_PER_IMAGE * sum(isinstance(part, ImagePart) for part in parts))
-
-
-def _structured(structure: Structure | None, told: str | None = None) -> str:
-    """Return an answer of a structure, as far as one is known without a model; empty where none is.
-
-    Args:
-        structure: That holds it.
-        told: What is answered where it may be a call or not.
-    """
-    if structure is None or structure.is_optional:
-        return ""
-    if structure.kind == "tools":
-        return _call(json.loads(structure.text)) or told or _structured(structure.answer)
-    if structure.kind == "choice":
-        return str(json.loads(structure.text)[0])
-    return "{}" if structure.kind == "json" else ""
-
-
-def _call(asked: dict[str, Any]) -> str:
-    tool = asked["tools"][0]
-    arguments = json.dumps(_example(tool["parameters"])) if asked["is_required"] else ""
-    return arguments and ToolCall("", tool["name"], arguments).text
-
-
-def _example(schema: dict[str, Any]) -> Any:
-    """Return a value of a schema, as far as that is simple."""
-    if "enum" in schema:
-        return schema["enum"][0]
-    values: dict[str, Any] = {"string": "x", "integer": 0, "number": 0.5, "boolean": False, "array": [], "null": None}
-    if schema.get("type") != "object":
-        return values.get(schema.get("type", ""))
-    return {name: _example(schema["properties"][name]) for name in schema.get("required", ())}
-
-
-def _logprobs(word: str, num_top: int | None) -> tuple[TokenLogprob, ...]:
-    if num_top is None:
-        return ()
-    alternatives = [word, *(f"{word}-{place}" for place in range(1, num_top))][:num_top]
-    top = tuple(TokenLogprob(each.encode(), -float(place)) for place, each in enumerate(alternatives, 1))
-    return (TokenLogprob(word.encode(), -1.0, top),)
-
-
-def _num_frames(video: VideoPart) -> int:
-    """Return how many frames are looked at, all of them decoded."""
-    clip = open_clip(video.files, video.options.list_fps)
-    chosen = chosen_frames(clip.times_s, clip.duration_s, video.options)
-    return sum(1 for _ in clip.pictures(chosen))
-
-
-def _asked(request: GenerateRequest) -> str:
-    if request.text is not None:
-        return request.text
-    return " ".join(part.text for part in request.messages[-1].parts if isinstance(part, TextPart))
 
 
 def _timings(started_s: float, first_token_s: float) -> Timings:

@@ -46,6 +46,7 @@ async def answer(
     on_text: Callable[[str], None] | None = None,
     vision: VisionReduction | None = None,
     kv: KVCompression | None = None,
+    adapter: str = "",
 ) -> Answer:
     """Load a bundle, answer one message, and unload it.
 
@@ -57,6 +58,7 @@ async def answer(
         on_text: Called with each piece of text as it is generated.
         vision: Which image tokens are read; None: all.
         kv: Which rows of the prompt stay in the cache; None: all.
+        adapter: Of the bundle's, by name; empty: none.
 
     Raises:
         BundleError: The bundle is not usable.
@@ -67,7 +69,7 @@ async def answer(
     settings = settings_of_one(threads)
     async with LocalClient([bundle], settings) as client:
         model = (await client.models())[0].name
-        request = GenerateRequest("oneshot", model, (message,), sampling, vision=vision, kv=kv)
+        request = GenerateRequest("oneshot", model, (message,), sampling, vision=vision, kv=kv, adapter=adapter)
         async for event in client.generate(request):
             if isinstance(event, TokenEvent):
                 texts.append(event.text)

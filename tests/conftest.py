@@ -99,7 +99,9 @@ def checkpoints() -> ModuleType:
     beside("blip_shapes")
     beside("deepseek_ocr_shapes")
     beside("qwen3_shapes")
-    return beside("checkpoints")
+    found = beside("checkpoints")
+    beside("piece_tokenizers")  # which imports them
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +137,12 @@ def rerankers(checkpoints: ModuleType) -> ModuleType:
 def colmodernvbert(rerankers: ModuleType) -> ModuleType:
     """The functions of tests/colmodernvbert_checkpoint.py."""
     return beside("colmodernvbert_checkpoint")
+
+
+@pytest.fixture(scope="session")
+def embedding_gemma2(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/embedding_gemma2_checkpoint.py."""
+    return beside("embedding_gemma2_checkpoint")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,10 @@ from bundle.image.layout import VideoTimes as VideoTimes
 from bundle.image.longest_edge import LongestEdge as LongestEdge
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
+from bundle.image.overlapping_crops import OverlappingCrops as OverlappingCrops
+from bundle.image.overlapping_crops import WholeCrop as WholeCrop
 from bundle.image.padded import Padded as Padded
+from bundle.image.padded_patches import PaddedPatches as PaddedPatches
 from bundle.image.padded_with_tiles import PaddedWithTiles as PaddedWithTiles
 from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints
@@ -28,7 +31,9 @@ from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
 from bundle.image.spec import Resample as Resample
 from bundle.image.split_area import SplitArea as SplitArea
+from bundle.image.stacked_crops import StackedCrops as StackedCrops
 from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
+from bundle.image.stretched_grid import StretchedGrid as StretchedGrid
 from bundle.image.table import KnownGeometry as KnownGeometry
 from bundle.image.thumbnail import Thumbnail as Thumbnail
 from bundle.image.tiled import Tiled as Tiled

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from PIL import Image
 from pydantic import Field, model_validator
 
 from bundle.errors import ImageError
 from bundle.image.fixed import Fixed
 from bundle.image.frame_area import LARGEST_AREA_PX, FrameArea, grown_sides, scaled_sides
-from bundle.image.geometry import Geometry, Sides, resized
+from bundle.image.geometry import Sides
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 
 _LONGEST_RATIO = 200
@@ -22,7 +22,7 @@ _LONGEST_FRAME_PX = 4096
 """Of a frame's sides, as of every tile of a size of its own."""
 
 
-class Area(Geometry):
+class Area(KeepsShape):
     """Scale both sides to whole steps, nearly in shape, with an area from `least_px` to `most_px` (Qwen2-VL and later).
 
     Attributes:
@@ -54,21 +54,10 @@ class Area(Geometry):
         return self._scaled(_USUAL_SIDE_PX, _USUAL_SIDE_PX)
 
     @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """From a step to what the narrowest image has."""
         step, square = self.step_px, math.isqrt(self.most_px)
         return Sides(step, math.isqrt(_LONGEST_RATIO * self.most_px) // step * step + step, square // step * step, step)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square: the frames of a video take as many tokens each."""
-        height, width = self.tile_size_px
-        return Fixed(height_px=height, width_px=width)
 
     def of_video(self, num_frames: int, width_px: int, height_px: int) -> Fixed | None:
         """Return the geometry of a video's frames, which keep their shape; None: they have no tokens of their own.
@@ -113,11 +102,6 @@ class Area(Geometry):
             width_px, height_px = grown_sides(width_px, height_px, self.step_px)
         self._check_shape("the image is", width_px, height_px)
         return TileLayout(whole_px=self._scaled(width_px, height_px))
-
-    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
-        """Return the scaled image."""
-        height, width = self.layout(*image.size).whole_px or self.tile_size_px
-        return [resized(image, (width, height), resample)]
 
     def _grown(self, width_px: int, height_px: int) -> tuple[int, int]:
         step = self.step_px

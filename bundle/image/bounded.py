@@ -9,15 +9,15 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from bundle.errors import ImageError
-from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, Sides, resized
+from bundle.image.geometry import EdgePx, Sides, resized
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 
 _USUAL_SIDE_PX = 448
 """Of a frame, and of what a server runs first; within the bounds."""
 
 
-class Bounded(Geometry):
+class Bounded(KeepsShape):
     """Scale the longer side down to a bound in shape, then stretch what is shorter than another (Idefics2).
 
     Attributes:
@@ -45,20 +45,9 @@ class Bounded(Geometry):
         return side, side
 
     @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape, within the bounds."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """Between the bounds."""
         return Sides(self.shortest_px, self.longest_px, self.longest_px, 1)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square, not split."""
-        height, width = self.tile_size_px
-        return Fixed(height_px=height, width_px=width)
 
     def within(self, most_px: int) -> Bounded:
         """Return the geometry with images of so many pixels at most.

@@ -8,15 +8,15 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field, model_validator
 
-from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, Sides, check_canvas, resized
+from bundle.image.geometry import EdgePx, Sides, check_canvas, resized
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 from bundle.image.nearest_grid import NearestGrid
 
 _MOST_TILES = 256
 
 
-class GridCanvas(Geometry):
+class GridCanvas(KeepsShape):
     """As `NearestGrid`, but that the grid stays one piece, whose encoder cuts it, and the whole comes first (TextHawk).
 
     An encoder that knows where in the grid a tile lies needs all of it. Of the layout, the one tile of certain size is
@@ -46,20 +46,10 @@ class GridCanvas(Geometry):
         return self.tile_px, self.tile_px
 
     @property
-    def has_one_size(self) -> bool:
-        """False: a grid has the shape of its image."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """From one tile to a row of all."""
         tile, most = self.tile_px, self.most_tiles
         return Sides(tile, most * tile, math.isqrt(most) * tile, tile)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """Never in tiles."""
-        return Fixed(height_px=self.tile_px, width_px=self.tile_px)
 
     def within(self, most_px: int) -> GridCanvas:
         """Return the geometry with grids of so many pixels at most.

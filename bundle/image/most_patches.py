@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from PIL import Image
 from pydantic import Field
 
-from bundle.image.fixed import Fixed
-from bundle.image.geometry import Geometry, Sides, resized
+from bundle.image.geometry import Sides
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 
 _LEAST_SCALE, _LARGEST_SCALE, _PRECISION = 1e-6, 100.0, 1e-5
 """Between which the scale is searched by halves, and until how near; fixed in the processor (Siglip2ImageProcessor)."""
 
 
-class MostPatches(Geometry):
+class MostPatches(KeepsShape):
     """Scale both sides alike, up to whole patches, as far as all of them are no more than a number (SigLIP 2, NaFlex).
 
     Attributes:
@@ -35,21 +34,10 @@ class MostPatches(Geometry):
         return side, side
 
     @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """From a patch to a row of all patches."""
         patch = self.patch_px
         return Sides(patch, self.most_patches * patch, math.isqrt(self.most_patches) * patch, patch)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square: the frames of a video take as many patches each."""
-        height, width = self.tile_size_px
-        return Fixed(height_px=height, width_px=width)
 
     def within(self, most_px: int) -> MostPatches:
         """Return the geometry with images of so many pixels at most.
@@ -69,11 +57,6 @@ class MostPatches(Geometry):
             least, largest = (scale, largest) if rows * cols <= self.most_patches else (least, scale)
         rows, cols = self._grid(width_px, height_px, least)
         return TileLayout(whole_px=(rows * self.patch_px, cols * self.patch_px))
-
-    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
-        """Return the scaled image."""
-        height, width = self.layout(*image.size).whole_px or self.tile_size_px
-        return [resized(image, (width, height), resample)]
 
     def _grid(self, width_px: int, height_px: int, scale: float) -> tuple[int, int]:
         """Return rows and columns of an image at a scale, at least one of each."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from PIL import Image
 from pydantic import Field, model_validator
 
+from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.geometry import EdgePx, Geometry, check_canvas, resized
 from bundle.image.layout import TileLayout
@@ -28,12 +29,15 @@ class Pinpoints(Geometry):
         grids: (rows, cols) of each, in the checkpoint's order, by which equal ones are told apart.
         colour_among_others: Where a prompt has several images, each is padded to a square of it, and is one tile; None:
             each is cut as it would be alone.
+        frames: How a video's frame becomes a tile, where the model has tokens of its own for videos; None: a frame is
+            an image.
     """
 
     kind: Literal["pinpoints"] = "pinpoints"
     tile_px: EdgePx
     grids: tuple[tuple[_Tiles, _Tiles], ...] = Field(min_length=1, max_length=_MOST_GRIDS)
     colour_among_others: Colour | None = None
+    frames: Cropped | Fixed | None = Field(default=None, discriminator="kind")
 
     @model_validator(mode="after")
     def _check_canvas(self) -> Pinpoints:
@@ -49,6 +53,10 @@ class Pinpoints(Geometry):
     def for_frames(self) -> Fixed:
         """Never in tiles."""
         return Fixed(height_px=self.tile_px, width_px=self.tile_px)
+
+    def of_video(self, num_frames: int, width_px: int, height_px: int) -> Geometry | None:
+        """Return how each frame becomes a tile; None: the model takes frames as images alone."""
+        return self.frames
 
     @property
     def among_others(self) -> Geometry:

@@ -9,8 +9,8 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field, model_validator
 
-from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, Sides, check_canvas, resized
+from bundle.image.geometry import EdgePx, Sides, check_canvas, resized
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 
 _MOST_SLICES = 256
@@ -18,7 +18,7 @@ _NARROWEST = 200
 """Times as long as it is wide, that an image is reckoned with."""
 
 
-class Sliced(Geometry):
+class Sliced(KeepsShape):
     """Scale to the area of a square, in whole steps; beside that, cut a larger image into slices (MiniCPM-V).
 
     The grid has about as many slices as such squares go into the image, of those numbers the one whose shape is nearest
@@ -51,20 +51,10 @@ class Sliced(Geometry):
         return self.tile_px, self.tile_px
 
     @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """From a step to what an image has that is 200 times as long as it is wide."""
         longest = math.isqrt(_NARROWEST * self.tile_px**2) // self.step_px * self.step_px + self.step_px
         return Sides(self.step_px, longest, self.tile_px, self.step_px)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square: the frames of a video take as many tokens each."""
-        return Fixed(height_px=self.tile_px, width_px=self.tile_px)
 
     def within(self, most_px: int) -> Sliced:
         """Return the geometry with images of so many pixels at most, their slices among them, to the rounding of sides.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from PIL import Image
 from pydantic import Field
 
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import Geometry, Sides, resized
+from bundle.image.geometry import Sides
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 
 
-class SoftTokens(Geometry):
+class SoftTokens(KeepsShape):
     """Scale both sides alike until the area is that of all tokens, then down to whole steps (Gemma 4).
 
     Attributes:
@@ -34,21 +34,10 @@ class SoftTokens(Geometry):
         return side, side
 
     @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """From a step to a row of all tokens."""
         step = self.step_px
         return Sides(step, self.most_tokens * step, math.isqrt(self.most_tokens) * step, step)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square: the frames of a video take as many tokens each."""
-        height, width = self.tile_size_px
-        return Fixed(height_px=height, width_px=width)
 
     def of_video(self, num_frames: int, width_px: int, height_px: int) -> Fixed | None:
         """Return the geometry of a video's frames, which keep their shape; None: they have no tokens of their own."""
@@ -71,11 +60,6 @@ class SoftTokens(Geometry):
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the size that an image is scaled to; it is never cut."""
         return TileLayout(whole_px=self._sides_px(width_px, height_px, self.most_tokens))
-
-    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
-        """Return the scaled image."""
-        height, width = self.layout(*image.size).whole_px or self.tile_size_px
-        return [resized(image, (width, height), resample)]
 
     def _sides_px(self, width_px: int, height_px: int, most_tokens: int) -> tuple[int, int]:
         """Return (height, width) in whole steps, of so many tokens at most."""

@@ -8,8 +8,8 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field, model_validator
 
-from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, Sides, resized
+from bundle.image.geometry import EdgePx, Sides, resized
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 from bundle.image.nearest_grid import NearestGrid
 
@@ -20,7 +20,7 @@ _NARROWEST = 200
 """Times as long as it is wide, that an image is reckoned with."""
 
 
-class SplitArea(Geometry):
+class SplitArea(KeepsShape):
     """Scale to whole steps within an area; beside that, stretch a much larger image to a grid of tiles (LFM2-VL).
 
     Attributes:
@@ -60,21 +60,11 @@ class SplitArea(Geometry):
         return self.tile_px, self.tile_px
 
     @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """From a step to what an image has that is 200 times as long as it is wide; those of tiles are between."""
         step, square = self.step_px, math.isqrt(self.most_px) // self.step_px * self.step_px
         longest = math.isqrt(_NARROWEST * self.most_px) // step * step + step
         return Sides(step, max(longest, self.tile_px), max(square, self.tile_px), step)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square: the frames of a video take as many tokens each."""
-        return Fixed(height_px=self.tile_px, width_px=self.tile_px)
 
     def within(self, most_px: int) -> SplitArea:
         """Return the geometry with images of so many pixels at most, all tiles of one together as well.

@@ -18,7 +18,9 @@ from bundle.image.grid_canvas import GridCanvas
 from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.overlapping_crops import OverlappingCrops, WholeCrop
 from bundle.image.padded import Padded
+from bundle.image.padded_patches import PaddedPatches
 from bundle.image.padded_with_tiles import PaddedWithTiles
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
@@ -26,7 +28,9 @@ from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.sliced import Sliced
 from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
+from bundle.image.stacked_crops import StackedCrops
 from bundle.image.stretched_crop import StretchedCrop
+from bundle.image.stretched_grid import StretchedGrid
 from bundle.image.thumbnail import Thumbnail
 from bundle.image.tiled import Tiled
 from bundle.image.whole_patches import WholePatches
@@ -44,7 +48,10 @@ KnownGeometry: TypeAlias = Annotated[
     | LongestEdge
     | MostPatches
     | NearestGrid
+    | OverlappingCrops
+    | StackedCrops
     | Padded
+    | PaddedPatches
     | PaddedWithTiles
     | PanAndScan
     | Pinpoints
@@ -53,8 +60,10 @@ KnownGeometry: TypeAlias = Annotated[
     | SoftTokens
     | SplitArea
     | StretchedCrop
+    | StretchedGrid
     | Thumbnail
     | Tiled
+    | WholeCrop
     | WholePatches,
     Field(discriminator="kind"),
 ]

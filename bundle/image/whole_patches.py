@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 from PIL import Image
 from pydantic import Field, model_validator
 
-from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import EdgePx, resized
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 
 _MOST_LENGTHS = 16
 
 
-class WholePatches(Geometry):
+class WholePatches(KeepsShape):
     """Scale the longer side to a length in shape, and stretch the shorter one where it is less than a bound.
 
     Such models were trained on squares whose padding is masked: patches of nothing but padding change nothing, so that
@@ -46,16 +46,6 @@ class WholePatches(Geometry):
     def tile_size_px(self) -> tuple[int, int]:
         """(height, width) of the largest image, a square."""
         return self.longest_px, self.longest_px
-
-    @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square."""
-        return Fixed(height_px=self.longest_px, width_px=self.longest_px)
 
     def within(self, most_px: int) -> WholePatches:
         """Return the geometry with the longest side whose square has so many pixels at most.

@@ -9,8 +9,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from bundle.frames.groups import FrameGroups
 from bundle.image.layout import TileLayout
 from bundle.layouts.prompt import Features, ImagePrompt
+from bundle.layouts.video_tokens import VideoTokens
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class LlavaNextPrompt(ImagePrompt):
     Attributes:
         most_tiles: Tiles of more patches than so many have are scaled down together; None: never.
         halves_frames: A frame's patches are scaled down to half as many a side.
+        video: Its tokens of videos; None: frames are images.
+        tokens_per_pooled: Rows that the encoder gives behind a tile's patches, those of a frame of a video; 0: none.
+        pooled_px: Side of the square of pixels that each of these stands for.
     """
 
     places_images_in_strings: ClassVar[bool] = True
@@ -50,11 +55,24 @@ class LlavaNextPrompt(ImagePrompt):
     kind: Literal["llava_next"] = "llava_next"
     most_tiles: int | None = Field(default=None, gt=0, le=1 << 12)
     halves_frames: bool = False
+    video: VideoTokens | None = None
+    tokens_per_pooled: int = Field(default=0, ge=0, le=1 << 16)
+    pooled_px: int = Field(default=1, gt=0, le=4096)
 
     @property
     def rows_per_tile(self) -> int:
-        """A tile's patches, and the row that ends a line."""
-        return self.tokens_per_tile + 1
+        """A tile's patches, those of a frame where there are some, and the row that ends a line."""
+        return self.tokens_per_tile + self.tokens_per_pooled + 1
+
+    @property
+    def own_video(self) -> VideoTokens | None:
+        """Tokens of the model's own for a whole video."""
+        return self.video
+
+    @property
+    def frame_groups(self) -> FrameGroups | None:
+        """A tile for each frame, where there are such tokens."""
+        return None if self.video is None else FrameGroups(self.video.num_frames, self.pooled_px)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -67,15 +85,19 @@ class LlavaNextPrompt(ImagePrompt):
         return -(-side // 2) if self.halves_frames else side
 
     def text(self, layout: TileLayout) -> str:
-        """Return the tokens of an image."""
-        return self.image_token * self.num_tokens(layout)
+        """Return the tokens of an image, or of a video."""
+        is_video = layout.video is not None and self.video is not None
+        token = self.video.token if is_video and self.video is not None else self.image_token
+        return token * self.num_tokens(layout)
 
     def num_tokens(self, layout: TileLayout) -> int:
-        """Return how many tokens an image of that size takes."""
+        """Return how many tokens an image of that size takes, or a video."""
+        if layout.video is not None:
+            return self.tokens_per_pooled * len(layout.video.middles_s)
         if layout.fewer_tokens is not None or layout.image_px is None:
             return super().num_tokens(layout)
         if layout.rows == 0:
-            return self.rows_per_tile
+            return self.tokens_per_tile + 1
         lines = self._lines(layout, layout.image_px)
         return self.tokens_per_tile + lines.num_lines * (lines.num_cols + 1)
 
@@ -83,14 +105,16 @@ class LlavaNextPrompt(ImagePrompt):
         """Return [num_tokens, D]: the whole image, then lines of all tiles; of a frame [1, P, D].
 
         Args:
-            features: [tiles, P + 1, D], the whole image last, the row that ends a line behind each tile.
+            features: [tiles, rows_per_tile, D], the whole image last, the row that ends a line behind each tile.
             layout: How it was cut.
         """
+        if layout.is_group:
+            pooled: Features = features[:, self.tokens_per_tile : self.tokens_per_tile + self.tokens_per_pooled]
+            return pooled
         if layout.image_px is None:
             return self._frames(features)
         if layout.rows == 0:
-            ended: Features = features[0]
-            return ended
+            return np.concatenate([features[0, : self.tokens_per_tile], features[0, -1:]])
         return self._picture(features, layout, layout.image_px)
 
     def _frames(self, features: Features) -> Features:

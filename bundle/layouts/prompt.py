@@ -17,10 +17,10 @@ from bundle.image.layout import TileLayout
 from bundle.layouts.video_tokens import VideoTokens
 
 Int64 = npt.NDArray[np.int64]
-LooksAhead: TypeAlias = Literal["nowhere", "images", "text", "prompt"]
+LooksAhead: TypeAlias = Literal["nowhere", "images", "all images", "text", "prompt"]
 """Where attention looks forward: tokens of an image see those that follow without a break, and windows bound what they
-see before them; tokens of images see the text behind the last one; or all tokens of a prompt see all of it, whatever
-windows there are."""
+see before them; tokens of images see those of all images and no text between; tokens of images see the text behind the
+last one; or all tokens of a prompt see all of it, whatever windows there are."""
 Features = npt.NDArray[Any]
 
 
@@ -185,15 +185,16 @@ class ImagePrompt(Frozen, ABC):
         """
         return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
 
-    def seen(self, num_tokens: int, spans: Sequence[Span]) -> Int64 | None:
+    def seen(self, token_ids: Int64, spans: Sequence[Span]) -> Int64 | None:
         """Return [2, T] the half-open stretch that each token sees beside those before it; None: there is none.
 
         Args:
-            num_tokens: T.
+            token_ids: [T].
             spans: The tokens of images, in order.
         """
         if self.looks_ahead == "nowhere":
             return None
+        num_tokens = len(token_ids)
         own = np.arange(num_tokens, dtype=np.int64)
         if self.looks_ahead == "prompt":
             return np.stack([np.zeros_like(own), np.full_like(own, num_tokens)])

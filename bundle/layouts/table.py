@@ -9,9 +9,13 @@ from pydantic import Field
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt, UnlimitedOcrPrompt
+from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.encoded import EncodedPrompt
+from bundle.layouts.eve import EvePrompt
 from bundle.layouts.florence2 import Florence2Prompt
+from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.gemma3n import Gemma3nPrompt
 from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.git import GitPrompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
@@ -25,10 +29,14 @@ from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
+from bundle.layouts.molmo2 import Molmo2Prompt
+from bundle.layouts.moondream import MoondreamPrompt
+from bundle.layouts.nanovlm import NanoVLMPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.solo import SoloPrompt
 from bundle.layouts.texthawk import TextHawkPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
@@ -36,9 +44,13 @@ KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
     | DeepSeekOcrPrompt
+    | EmbeddingGemma2Prompt
     | EncodedPrompt
+    | EvePrompt
     | Florence2Prompt
+    | FuyuPrompt
     | Gemma3Prompt
+    | Gemma3nPrompt
     | Gemma4Prompt
     | GitPrompt
     | GraniteDoclingPrompt
@@ -52,10 +64,14 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MiniCPMVPrompt
     | MllamaPrompt
     | ModernVBertPrompt
+    | Molmo2Prompt
+    | MoondreamPrompt
+    | NanoVLMPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | PixtralPrompt
     | Qwen2VLPrompt
+    | SoloPrompt
     | TextHawkPrompt
     | UnlimitedOcrPrompt
     | VLoRAPrompt,

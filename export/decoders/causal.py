@@ -115,7 +115,7 @@ class CausalDecoder(Module):
     ) -> Sight:
         """Return how far tokens see; `others` are what the graph takes beside embeddings, positions and lengths."""
         if self.decoder.sight_inputs:
-            return Sight(window, others[0])
+            return Sight(window, others[0], self.decoder.skips_text)
         if window is None or not self.decoder.keeps_prompt:
             return Sight(window)
         tokens = op.Range(0, op.Squeeze(op.Shape(x, start=1, end=2), [0]), 1)

@@ -23,12 +23,14 @@ from export.decoders.decoder import Decoder
 from export.decoders.gemma2 import FULL, SLIDING, read_gemma, read_windows
 from export.nn.attention import CachedAttention
 from export.nn.decoder_layer import Around, Left
-from export.nn.dialect import CacheRows, Dialect, Heads, Lengths
+from export.nn.dialect import CacheRows, Dialect
 from export.nn.linear import Embedding, Linear, activation
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, Weight
 from export.nn.norms import BareRMSNorm, RMSNorm
+from export.nn.per_layer_inputs import PerLayerInputs
 from export.nn.rotary import Angles, rotary_angles
+from export.nn.shared_attention import SharedAttention
 
 DEFAULTS: Raw = {
     "vocab_size": 262_144,
@@ -167,7 +169,7 @@ class Gemma4Text(Decoder):
 
     def preparation(self, dialect: Dialect) -> Module | None:
         """Return what adds to the numbers of tokens for layers what embeddings say."""
-        return _PerLayerInputs(self.config, dialect, self._per_layer) if self._per_layer else None
+        return PerLayerInputs(self.config, dialect, self._per_layer) if self._per_layer else None
 
     def head_size_of(self, number: int) -> int:
         """Return C of a layer."""
@@ -220,7 +222,7 @@ class Gemma4Text(Decoder):
     def _attention(self, config: DecoderConfig, dialect: Dialect, number: int) -> Module:
         own, (size, eps) = self._layers[number], (config.head_size, config.rms_norm_eps)
         if own.source is not None:
-            return _SharedAttention(config, dialect)
+            return SharedAttention(config, dialect, _SCALE)
         return CachedAttention(
             config,
             dialect,
@@ -233,50 +235,6 @@ class Gemma4Text(Decoder):
 
     def _angles_of(self, kind: str) -> int:
         return [each for each in _KINDS if any(layer.kind == each for layer in self._layers)].index(kind)
-
-
-class _PerLayerInputs(Module):
-    """What embeddings say for each layer, normed, and the numbers of tokens: their sum over the root of 2."""
-
-    def __init__(self, config: DecoderConfig, dialect: Dialect, size: int) -> None:
-        super().__init__("")
-        num, self.size = config.num_layers, size
-        self.num_layers = num
-        self.scale = config.hidden_size**-0.5
-        self.per_layer_model_projection = Linear(config.hidden_size, num * size, rows=None, bias=False)
-        self.per_layer_projection_norm = RMSNorm(size, config.rms_norm_eps, dialect)
-
-    def forward(self, op: OpBuilder, x: ir.Value, of_tokens: ir.Value) -> tuple[ir.Value, ...]:
-        """Return [B, T, P] of each layer, from embeddings [B, T, D] and numbers of tokens [B, T, L*P]."""
-        said = op.Mul(self.per_layer_model_projection(op, x), self.scale)
-        normed = self.per_layer_projection_norm(op, op.Reshape(said, [0, 0, self.num_layers, self.size]))
-        both = op.Add(op.Reshape(normed, [0, 0, self.num_layers * self.size]), of_tokens)
-        scaled = op.Mul(both, math.sqrt(0.5))
-        if self.num_layers == 1:
-            return (scaled,)
-        return tuple(op.Split(scaled, axis=-1, num_outputs=self.num_layers, _outputs=self.num_layers))
-
-
-class _SharedAttention(Module):
-    """Queries over the keys and values of another layer."""
-
-    def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
-        super().__init__()
-        size, width = config.head_size, config.num_heads * config.head_size
-        self.q_proj = Linear(config.hidden_size, width, rows=None, bias=config.qkv_bias)
-        self.o_proj = Linear(width, config.hidden_size, rows=None, bias=config.out_bias)
-        self.q_norm = RMSNorm(size, config.rms_norm_eps, dialect)
-        self.heads = Heads(config.num_heads, config.num_kv_heads, size, _SCALE)
-        self.dialect = dialect
-
-    def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, rows: CacheRows, lengths: Lengths
-    ) -> tuple[ir.Value, None, None]:
-        """Return [B, T, D]; it leaves no rows, and its queries choose none."""
-        heads = op.Reshape(self.q_proj(op, x), [0, 0, self.heads.num, self.heads.size])
-        query = op.Reshape(self.q_norm(op, heads), [0, 0, self.heads.num * self.heads.size])
-        query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
-        return self.o_proj(op, self.dialect.attention_over(op, query, rows, lengths, self.heads)), None, None
 
 
 class _Layer(Module):
@@ -353,19 +311,28 @@ def _kinds(merged: Raw) -> list[str]:
     return [*kinds[:-1], FULL]
 
 
-def _layers(merged: Raw, config: DecoderConfig, kinds: Sequence[str]) -> list[LayerSizes]:
+def read_sources(merged: Raw, kinds: Sequence[str]) -> list[int | None]:
+    """Return the layer whose keys and values each layer reads; None of one that has its own.
+
+    Raises:
+        UnsupportedConfigError: No layer before those that share has some of their kind.
+    """
     num_shared = int(merged.get("num_kv_shared_layers") or 0)
-    first_shared = config.num_layers - num_shared
-    is_wide = bool(merged.get("use_double_wide_mlp", False))
+    first_shared = len(kinds) - num_shared
     last = {kind: number for number, kind in enumerate(kinds[:first_shared])}
-    if not 0 < first_shared <= config.num_layers or set(kinds) - set(last):
+    if not 0 < first_shared <= len(kinds) or set(kinds) - set(last):
         raise UnsupportedConfigError(
-            f"text_config.num_kv_shared_layers {num_shared} of {config.num_layers} layers: each of them reads the keys "
+            f"text_config.num_kv_shared_layers {num_shared} of {len(kinds)} layers: each of them reads the keys "
             f"and values of a layer before all of them of its own kind; there are {', '.join(sorted(last)) or 'none'}"
         )
+    return [last[kind] if number >= first_shared else None for number, kind in enumerate(kinds)]
+
+
+def _layers(merged: Raw, config: DecoderConfig, kinds: Sequence[str]) -> list[LayerSizes]:
+    is_wide = bool(merged.get("use_double_wide_mlp", False))
     layers = []
-    for number, kind in enumerate(kinds):
-        heads, source = _heads(merged, kind, number), last[kind] if number >= first_shared else None
+    for number, (kind, source) in enumerate(zip(kinds, read_sources(merged, kinds), strict=True)):
+        heads = _heads(merged, kind, number)
         if config.num_heads % heads["num_key_value_heads"]:
             raise UnsupportedConfigError(
                 f"num_attention_heads {config.num_heads} is not a multiple of the {heads['num_key_value_heads']} "

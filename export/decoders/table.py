@@ -19,6 +19,7 @@ DECODERS: Mapping[str, str] = {
     "gemma2": "export.decoders.gemma2:Gemma2",
     "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
     "hunyuan_vl_text": "export.decoders.hunyuan_vl_text:HunYuanVLText",
+    "gemma3n_text": "export.decoders.gemma3n_text:Gemma3nText",
     "gemma4_text": "export.decoders.gemma4_text:Gemma4Text",
     "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
     "git_text": "export.decoders.git:GitText",
@@ -36,9 +37,12 @@ DECODERS: Mapping[str, str] = {
     "ministral3": "export.decoders.ministral3:Ministral3",
     "mbart": "export.decoders.mbart:MBart",
     "mistral": "export.decoders.mistral:Mistral",
+    "moondream_text": "export.decoders.moondream_text:MoondreamText",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
+    "molmo2_text": "export.decoders.molmo2_text:Molmo2Text",
     "opt": "export.decoders.opt:OPT",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
+    "persimmon": "export.decoders.persimmon:Persimmon",
     "phi": "export.decoders.phi:Phi",
     "qwen2": "export.decoders.qwen2:Qwen2",
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
@@ -49,6 +53,7 @@ DECODERS: Mapping[str, str] = {
     "stablelm": "export.decoders.stablelm:StableLM",
     "unlimited_ocr_text": "export.decoders.unlimited_ocr_text:UnlimitedOcrText",
     "unival_text": "export.decoders.unival:UnIVALText",
+    "t5gemma2_decoder": "export.decoders.t5gemma2_decoder:T5Gemma2Decoder",
     "trocr": "export.decoders.trocr:TrOCR",
 }
 """`model_type` of a text config to "module:Class"."""

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from bundle.image import SoftTokens
-from export.image_processors.image_processor import SHARED, Colours, ImageProcessor, Settings, colours
+from export.image_processors.image_processor import SHARED, ImageProcessor, Settings, colours_where_asked
 
 
 def _soft_tokens(full: Settings, source: str) -> SoftTokens:
     step = int(full["patch_size"]) * int(full["pooling_kernel_size"])
     return SoftTokens(step_px=step, most_tokens=int(full["max_soft_tokens"]))
-
-
-def _colours(full: Settings, source: str) -> Colours:
-    """Return the colours; most checkpoints do not normalise, for the model shifts and scales by itself."""
-    if full["do_normalize"]:
-        return colours(full, source)
-    return Colours(float(full["rescale_factor"]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 GEMMA4 = ImageProcessor(
@@ -31,5 +24,5 @@ GEMMA4 = ImageProcessor(
     },
     _soft_tokens,
     without_effect=frozenset({"image_seq_length"}),  # the most tokens, once more
-    colours=_colours,
+    colours=colours_where_asked,
 )

@@ -68,6 +68,17 @@ def colours(full: Settings, source: str) -> Colours:
     return Colours(float(full["rescale_factor"]), mean, std)
 
 
+def colours_where_asked(full: Settings, source: str) -> Colours:
+    """Return the colours of classes whose checkpoints need not normalise: then bytes become numbers from 0 to 1.
+
+    Raises:
+        UnsupportedConfigError: They are normalised, and not by three numbers.
+    """
+    if full["do_normalize"]:
+        return colours(full, source)
+    return Colours(float(full["rescale_factor"]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 def _per_channel(value: Any, key: str, source: str) -> tuple[float, float, float]:
     if isinstance(value, (list, tuple)) and len(value) == 3:
         return float(value[0]), float(value[1]), float(value[2])

@@ -15,6 +15,7 @@ from export.image_processors.dinov3 import DINOV3
 from export.image_processors.donut import DONUT
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
+from export.image_processors.fuyu import FUYU
 from export.image_processors.gemma3 import GEMMA3
 from export.image_processors.gemma4 import GEMMA4
 from export.image_processors.glm46v import GLM46V
@@ -30,6 +31,7 @@ from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.minicpmv4_6 import MINICPM_OCR, MINICPMV4_6
 from export.image_processors.mllama import MLLAMA
+from export.image_processors.molmo2 import MOLMO2
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.perception_lm import PERCEPTION_LM
@@ -38,6 +40,7 @@ from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
 from export.image_processors.texthawk import TEXTHAWK
+from export.image_processors.tipsv2 import TIPSV2
 from export.image_processors.video_llama_3 import VIDEO_LLAMA_3
 from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
@@ -64,6 +67,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
+    "FuyuImageProcessor": FUYU,
     "Glm46VImageProcessor": GLM46V,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
@@ -75,6 +79,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "MiniCPMOcrImageProcessor": MINICPM_OCR,
     "MiniCPMV4_6ImageProcessor": MINICPMV4_6,
     "MllamaImageProcessor": MLLAMA,
+    "Molmo2ImageProcessor": MOLMO2,
     "LlavaImageProcessor": LLAVA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
@@ -89,6 +94,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "UnlimitedOcrImageProcessor": UNLIMITED_OCR,
     "ViTFeatureExtractor": VIT,
     "TextHawkImageProcessor": TEXTHAWK,
+    "Tipsv2ImageProcessor": TIPSV2,
     "ViTImageProcessor": VIT,
     "VideoLlama3ImageProcessor": VIDEO_LLAMA_3,
     "ViltImageProcessor": VILT,

@@ -29,8 +29,10 @@ from export.towers.davit import DaViT, read_stages
 from export.vision_language import QuestionReading, VisionLanguage
 from graphs.labels import Label
 
-_LANGUAGE = "model.language_model"
-_SHARED = f"{_LANGUAGE}.shared.weight"
+LANGUAGE = "model.language_model"
+SHARED = f"{LANGUAGE}.shared.weight"
+_PROJECTOR = "model.multi_modal_projector"
+PROJECTION = f"{_PROJECTOR}.image_projection.weight"
 _MOST_ROWS = 1024
 """Of image and question in the memory, as in training; a step attends over all of them, and a slot holds them."""
 _PLACE = re.compile(r"<loc_\d+>")
@@ -129,10 +131,16 @@ class _Vision(Module):
 
 
 class Florence2(VisionLanguage):
-    """`model_type` florence2, in transformers' own layout."""
+    """`model_type` florence2, in transformers' own layout; in Microsoft's it is `florence2_authors.py`.
 
-    text_prefix = f"{_LANGUAGE}.decoder"
+    Class attributes:
+        image_token: Marks an image in a template; nothing takes its place.
+    """
+
+    text_prefix = f"{LANGUAGE}.decoder"
     image_processor = "CLIPImageProcessor"
+    image_token: ClassVar[str] = "<image>"
+    template_placeholder = "<image>"
     reads_image_settings: ClassVar[bool] = True
     # sines and cosines of times, of which an image has the first
     unused: ClassVar[tuple[str, ...]] = (*Family.unused, r".*\.visual_temporal_embed\.pos_idx_to_embed")
@@ -140,11 +148,6 @@ class Florence2(VisionLanguage):
     def __init__(self, config: Raw) -> None:
         super().__init__({"tie_word_embeddings": True, **config})
         self._raw_vision = sub_config(config, "vision_config")
-        if "dim_embed" in self._raw_vision:
-            raise UnsupportedConfigError(
-                "vision_config.dim_embed: a checkpoint of Florence-2's own code; take one in transformers' layout, "
-                "such as florence-community/Florence-2-base"
-            )
         text = super().text_config
         require(text, [("tie_word_embeddings", True), ("scale_embedding", False)])
         start, end = text.get("decoder_start_token_id", 2), text.get("eos_token_id", 2)
@@ -197,8 +200,8 @@ class Florence2(VisionLanguage):
 
     def stand_ins(self) -> dict[str, str]:
         """Return the one table for both stacks, and for the output matrix where it is tied."""
-        tables = {f"{_LANGUAGE}.{stack}.embed_tokens.weight": _SHARED for stack in ("encoder", "decoder")}
-        return {**tables, "lm_head.weight": _SHARED} if self.config["tie_word_embeddings"] else tables
+        tables = {f"{LANGUAGE}.{stack}.embed_tokens.weight": SHARED for stack in ("encoder", "decoder")}
+        return {**tables, "lm_head.weight": SHARED} if self.config["tie_word_embeddings"] else tables
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, projector, encoder, and the keys and values of the decoder's layers."""
@@ -210,7 +213,7 @@ class Florence2(VisionLanguage):
             text["d_model"],
             int(full["max_position_embeddings"]),
             stages[-1].grid,
-            "model.multi_modal_projector",
+            _PROJECTOR,
         )
         encoder = BartEncoder(
             _encoder_sizes(text),
@@ -218,7 +221,7 @@ class Florence2(VisionLanguage):
             int(text["max_position_embeddings"]),
             dialect,
             rows=self._image_rows,
-            name=f"{_LANGUAGE}.encoder",
+            name=f"{LANGUAGE}.encoder",
         )
         tower = DaViT(stages, dialect, "model.vision_tower")
         return _Vision(tower, projector, encoder, self.decoder.config, self._image_rows)
@@ -229,7 +232,7 @@ class Florence2(VisionLanguage):
         Raises:
             UnsupportedConfigError: The token that stands for one is not in the vocabulary, or has another id.
         """
-        token = found.token("image_token", "<image>")
+        token = found.token("image_token", self.image_token)
         token_id = found.image_token_id(self.config, token)
         return Florence2Prompt(image_token=token, image_token_id=token_id, tokens_per_tile=self._image_rows)
 

@@ -137,8 +137,7 @@ class Gemma4(VisionLanguage):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower and connector."""
-        sizes = self.decoder.config
-        connector = _Connector(self._tower, sizes.hidden_size, self._tower.norm_eps, dialect)
+        connector = _Connector(self._tower, self.state_size, self._tower.norm_eps, dialect)
         return Chain(Gemma4Tower(self._tower, dialect, "model.vision_tower"), connector)
 
     def table(self) -> Module:

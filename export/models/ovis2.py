@@ -18,7 +18,7 @@ from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module, Weight
-from export.towers.ovis2 import Ovis2Tower, Ovis2TowerConfig
+from export.towers.aimv2 import Aimv2Tower, Aimv2VisionConfig
 from export.vision_language import VisionLanguage
 from graphs.labels import Label
 
@@ -83,7 +83,7 @@ class Ovis2(VisionLanguage):
     def __init__(self, config: Raw) -> None:
         super().__init__({**_DEFAULTS, **config})
         vision = sub_config(config, "vision_config")
-        self._tower = Ovis2TowerConfig.read(vision)
+        self._tower = Aimv2VisionConfig.read(vision)
         function = vision.get("tokenize_function", "softmax")
         if function != "softmax":
             raise UnsupportedConfigError(f"vision_config.tokenize_function {function!r}: built are shares by softmax")
@@ -137,7 +137,7 @@ class Ovis2(VisionLanguage):
             name="model.vision_tower",
             table=_VISUAL_TABLE,
         )
-        return Chain(Ovis2Tower(self._tower, dialect, "model.vision_tower.transformer"), words)
+        return Chain(Aimv2Tower(self._tower, dialect, "model.vision_tower.transformer"), words)
 
     def image_prompt(self, found: FoundProcessor) -> Ovis2Prompt:
         """Return the whole image and its tiles, with marks around and between them.

@@ -13,8 +13,9 @@ from export.nn.dialect import Dialect
 from export.nn.linear import Embedding, Linear, PackedLinear, activation
 from export.nn.module import Module, ModuleList
 from export.nn.norms import LayerNorm
+from export.nn.reach import within_reach
 from export.nn.rotary import Angles, rotary_angles
-from export.nn.vit import MASKED, tower_heads
+from export.nn.vit import tower_heads
 
 DEFAULTS: Raw = {
     "vocab_size": 50_368,
@@ -217,6 +218,4 @@ class ModernBertLayers(Module):
         angles = rotary_angles(op, position_ids, self.config.ropes[kind], head_size, f"{kind}_inverse_frequencies")
         if kind == _WHOLE:
             return _Seen(angles, bias)
-        places = op.Range(0, op.Squeeze(op.Shape(position_ids, start=1, end=2), [0]), 1)
-        distance = op.Abs(op.Sub(op.Unsqueeze(places, [0]), op.Unsqueeze(places, [1])))
-        return _Seen(angles, op.Where(op.LessOrEqual(distance, self.config.reach), bias, MASKED))
+        return _Seen(angles, within_reach(op, position_ids, bias, self.config.reach))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -11,12 +12,28 @@ from export.nn.module import Module, Weight
 
 
 class LayerNorm(Module):
-    """(x - mean) / sqrt(var + eps) * weight, plus a bias where there is one."""
+    """(x - mean) / sqrt(var + eps) * weight, plus a bias where there is one.
 
-    def __init__(self, size: int, eps: float, *, bias: bool = True, name: str | None = None) -> None:
+    Args:
+        size: Of the last axis.
+        eps: Added to the variance.
+        bias: Whether there is one.
+        name: Where the checkpoint keeps it; the attribute's name by default.
+        order: In which the checkpoint's numbers stand in x; as they are by default.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        *,
+        bias: bool = True,
+        name: str | None = None,
+        order: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         super().__init__(name)
-        self.weight = Weight(size)
-        self.bias = Weight(size) if bias else None
+        self.weight = Weight(size, order=order)
+        self.bias = Weight(size, order=order) if bias else None
         self.eps = eps
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

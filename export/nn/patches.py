@@ -75,7 +75,17 @@ class StillPatches(Module):
 
 
 class _Flattened(Weight):
-    """A convolution that the checkpoint keeps as a matrix over flattened patches, whose pixels lie channels last."""
+    """A convolution that the checkpoint keeps as a matrix over flattened patches, whose pixels lie channels last.
+
+    Args:
+        size: D.
+        side: Of a patch in pixels.
+        channels_first: They lie channels first.
+    """
+
+    def __init__(self, size: int, side: int, *, channels_first: bool) -> None:
+        super().__init__(size, 3, side, side)
+        self.channels_first = channels_first
 
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Return whether a checkpoint tensor of that shape can fill this weight."""
@@ -86,6 +96,8 @@ class _Flattened(Weight):
         """Return [D, channels, side, side]."""
         (stored,) = parts
         size, channels, side, _ = (int(each) for each in self.shape)
+        if self.channels_first:
+            return np.ascontiguousarray(stored.reshape(size, channels, side, side))
         return np.ascontiguousarray(stored.reshape(size, side, side, channels).transpose(0, 3, 1, 2))
 
 
@@ -96,11 +108,15 @@ class FlattenedPatches(Module):
         size: D.
         side: Of a patch in pixels.
         bias: Whether it adds one.
+        channels_first: Pixels of a flattened patch lie channels first; channels last by default.
+        name: Where the checkpoint keeps it; the attribute's name by default.
     """
 
-    def __init__(self, size: int, side: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = _Flattened(size, 3, side, side)
+    def __init__(
+        self, size: int, side: int, *, bias: bool = True, channels_first: bool = False, name: str | None = None
+    ) -> None:
+        super().__init__(name)
+        self.weight = _Flattened(size, side, channels_first=channels_first)
         self.bias = Weight(size) if bias else None
         self.side = side
 

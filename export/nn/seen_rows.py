@@ -22,7 +22,19 @@ def is_seen(op: OpBuilder, rows: ir.Value, own: ir.Value, sight: Sight) -> ir.Va
         return within
     first, last = op.Sub(own, op.Gather(sight.around, 0, axis=0)), op.Add(own, op.Gather(sight.around, 1, axis=0))
     is_around = op.And(op.GreaterOrEqual(rows, _by_row(op, first)), op.LessOrEqual(rows, _by_row(op, last)))
+    if sight.skips_text:
+        is_around = op.And(is_around, _see_around(op, rows, own, sight.around))
     return op.Or(within, is_around)
+
+
+def _see_around(op: OpBuilder, rows: ir.Value, own: ir.Value, around: ir.Value) -> ir.Value:
+    """Return which rows are of new tokens that see more than is before them, [B, 1, 1, n] bool."""
+    marks = op.Greater(op.ReduceSum(around, [0], keepdims=0), 0)
+    tokens = op.Sub(rows, op.Slice(own, [0], [1], [1]))
+    last = op.Squeeze(op.Sub(op.Shape(own, start=1, end=2), 1), [0])
+    nearest = op.Min(op.Max(tokens, 0), last)
+    is_new = op.And(op.GreaterOrEqual(tokens, 0), op.LessOrEqual(tokens, last))
+    return op.Unsqueeze(op.And(is_new, op.GatherElements(marks, nearest, axis=1)), [1, 2])
 
 
 def _in_window(op: OpBuilder, rows: ir.Value, own: ir.Value, window: int | None) -> ir.Value:

@@ -1,4 +1,4 @@
-"""No tower: patches of an image with their positions, as they go into a connector (Mono-InternVL)."""
+"""No tower: patches, which go into a connector with their positions (Mono-InternVL), or into the decoder (Fuyu)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from onnxscript import OpBuilder
 
 from export.config import VisionConfig
 from export.nn.module import Module, Weight
+from export.nn.patches import FlattenedPatches
 from export.nn.vit import PatchEmbedding
 
 _TO_THE_END = 2**31 - 1
@@ -40,3 +41,22 @@ class BarePatches(Module):
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, N, D] from [I, 3, height, width]."""
         return self.embeddings(op, pixel_values)
+
+
+class LinearPatches(Module):
+    """Patches of images of any shape, by one matrix, and nothing behind it (Fuyu).
+
+    Args:
+        size: D.
+        side: Of a patch in pixels.
+        name: Where the checkpoint keeps it.
+    """
+
+    def __init__(self, size: int, side: int, name: str) -> None:
+        super().__init__("")
+        self.patches = FlattenedPatches(size, side, name=name)
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        """Return [I, N, D], row by row, from [I, 3, height, width]."""
+        patches, _ = self.patches(op, pixel_values)
+        return patches

@@ -12,6 +12,7 @@ from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList
 from export.nn.norms import RMSNorm
 from export.nn.rotary import Angles, rotary_angles
+from export.nn.shared_heads import for_each_query
 from export.nn.vit import attention_bias
 
 
@@ -31,16 +32,9 @@ class _Attention(Module):
     def forward(self, op: OpBuilder, x: ir.Value, angles: Angles, bias: ir.Value) -> ir.Value:
         query = self.dialect.rotary(op, self.q_proj(op, x), angles.cos, angles.sin, self.heads.num)
         key = self.dialect.rotary(op, self.k_proj(op, x), angles.cos, angles.sin, self.num_kv)
-        key, value = self._repeated(op, key), self._repeated(op, self.v_proj(op, x))
+        shared = self.heads.num, self.num_kv, self.heads.size
+        key, value = (for_each_query(op, each, *shared) for each in (key, self.v_proj(op, x)))
         return self.o_proj(op, self.dialect.attention(op, query, key, value, self.heads, bias))
-
-    def _repeated(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [B, T, H*C] from [B, T, K*C], each head as often as queries share it."""
-        num, size = self.heads.num, self.heads.size
-        if num == self.num_kv:
-            return x
-        apart = op.Reshape(x, [0, 0, self.num_kv, 1, size])
-        return op.Reshape(op.Expand(apart, [1, 1, 1, num // self.num_kv, 1]), [0, 0, num * size])
 
 
 class BidirectionalLayer(Module):

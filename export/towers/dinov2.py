@@ -12,7 +12,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, TowerConfig, VisionConfig, require
-from export.nn.antialiased_positions import resampled
+from export.nn.antialiased_positions import Kernel, resampled
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear, PackedLinear, activation
 from export.nn.module import Module, ModuleList, Weight
@@ -34,6 +34,8 @@ _DEFAULTS: Raw = {
 WITH_REGISTERS = "dinov2_with_registers"
 """The model type of towers with registers; their class has another default for the side of a patch."""
 _NUM_REGISTERS = 4
+_PACKED = ("attention.qkv.weight", "attention.qkv.bias")
+"""Where a checkpoint keeps queries, keys and values of one matrix."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,14 @@ class Dinov2Config(VisionConfig):
         is_gated: Feed-forwards are gated (DINOv2-giant).
         num_registers: Learned rows behind the class token, which no position is added to (Darcet et al., arXiv
             2309.16588); with them, positions are smoothed where they are resampled.
+        kernel: By which they then are.
+        packs_qkv: The checkpoint keeps queries, keys and values in one matrix.
     """
 
     is_gated: bool = False
     num_registers: int = 0
+    kernel: Kernel = "cubic"
+    packs_qkv: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -120,7 +126,7 @@ class _EmbeddingsWithRegisters(Module):
     def __init__(self, config: Dinov2Config) -> None:
         super().__init__()
         self.size, self.num_rows, self.num_registers = config.tower.hidden_size, config.num_rows, config.num_registers
-        self.side, self.grid = config.patch_size_px, config.grid
+        self.side, self.grid, self.kernel = config.patch_size_px, config.grid, config.kernel
         self.cls_token = Weight(1, 1, self.size)
         self.register_tokens = Weight(1, self.num_registers, self.size)
         self.patch_embeddings = _Patches(config)
@@ -131,7 +137,7 @@ class _EmbeddingsWithRegisters(Module):
         sides = op.Div(op.Shape(pixel_values, start=2, end=4), self.side)
         grid = Grid(*(op.Slice(sides, [at], [at + 1], [0]) for at in (0, 1)))
         square = op.Slice(self.table, [1], [self.grid**2 + 1], [0])
-        patches = op.Add(patches, resampled(op, square, self.grid, self.size, grid, "cubic"))
+        patches = op.Add(patches, resampled(op, square, self.grid, self.size, grid, self.kernel))
         first = op.Add(self.cls_token, op.Slice(self.table, [0], [1], [0]))
         before = op.Concat(first, self.register_tokens, axis=1)
         return op.Concat(_of_each(op, before, patches, 1 + self.num_registers, self.size), patches, axis=1)
@@ -161,17 +167,21 @@ class _GatedMLP(Module):
 
 
 class _Layer(Module):
-    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int, is_gated: bool) -> None:
+    def __init__(self, config: Dinov2Config, dialect: Dialect) -> None:
         super().__init__()
-        size, eps = config.hidden_size, config.layer_norm_eps
+        sizes, rows = config.tower, config.num_rows
+        size, eps = sizes.hidden_size, sizes.layer_norm_eps
         self.norm1, self.norm2 = LayerNorm(size, eps), LayerNorm(size, eps)
         self.query, self.key, self.value = (
-            Linear(size, size, rows=rows, name=f"attention.attention.{name}") for name in ("query", "key", "value")
+            PackedLinear(size, part, name, _PACKED, rows=rows)
+            if config.packs_qkv
+            else Linear(size, size, rows=rows, name=f"attention.attention.{name}")
+            for part, name in enumerate(("query", "key", "value"))
         )
         self.dense = Linear(size, size, rows=rows, name="attention.output.dense")
-        self.mlp = (_GatedMLP if is_gated else EncoderMLP)(config, rows=rows)
+        self.mlp = (_GatedMLP if config.is_gated else EncoderMLP)(sizes, rows=rows)
         self.scale1, self.scale2 = (Weight(size, name=f"layer_scale{number}.lambda1") for number in (1, 2))
-        self.heads, self.dialect = tower_heads(config), dialect
+        self.heads, self.dialect = tower_heads(sizes), dialect
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [I, N, D] from [I, N, D]."""
@@ -185,9 +195,7 @@ class _Layer(Module):
 class _Encoder(Module):
     def __init__(self, config: Dinov2Config, dialect: Dialect) -> None:
         super().__init__()
-        sizes, rows, is_gated = config.tower, config.num_rows, config.is_gated
-        layers = (_Layer(sizes, dialect, rows=rows, is_gated=is_gated) for _ in range(sizes.num_layers))
-        self.layer = ModuleList(list(layers))
+        self.layer = ModuleList([_Layer(config, dialect) for _ in range(config.tower.num_layers)])
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         for layer in self.layer:

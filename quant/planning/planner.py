@@ -37,7 +37,7 @@ _SMALL_TABLE_BITS = 8
 _WEIGHT_ONLY_BLOCKS = (128, 64, 32)
 _EXPERT_BLOCKS = (128, 64, 32)
 _MOST_EXPERT_BITS = 8
-_NOT_TIMED = ("router", "gate", "experts", "ternary experts")
+_NOT_TIMED = ("router", "gate", "adapter", "experts", "ternary experts")
 _MOST_TIMED_ROWS = 256  # beyond it, time grows with the rows
 
 _MANY_ROWS = "many rows meet each weight, where integer products run 2 to 3 times as fast as float32"
@@ -52,6 +52,7 @@ _LIKE_HEAD = "the codes of the tied head, stored once"
 _KEPT = "as exported"
 _ROUTER = "a thousandth of the experts' bytes, and an error in it sends tokens to other experts"
 _GATE = "a hundredth of the layer's bytes, and an error in what a state forgets grows from token to token"
+_ADAPTER = "a few hundredths of the layer's bytes, and all that tells one adapter from another"
 _EXPERTS = "a token meets the weights of few experts, so fewer bytes are less time"
 _TERNARY_EXPERTS = "ternary as trained: two bits hold these weights exactly"
 _EXPERTS_ON_CUDA = "in float16: experts in codes have no kernel on CUDA in the form that is written"
@@ -189,6 +190,8 @@ class Planner:
             return _layer(site, KEPT, _ROUTER)
         if site.kind == "gate":
             return _layer(site, KEPT, _GATE)
+        if site.kind == "adapter":
+            return _layer(site, KEPT, _ADAPTER)
         if site.kind in ("experts", "ternary experts"):
             return self._plan_experts(site, RECIPES[recipe])
         if site.is_table:

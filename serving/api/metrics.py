@@ -75,6 +75,8 @@ def _told_by_server(health: Health, cards: Sequence[ModelCard]) -> Iterator[Metr
     info, weights, build, ready = (_family(spec) for spec in SERVER_METRICS)
     for card in cards:
         info.add_metric([card.name, card.task, card.model_type, card.kv_cache or ""], 1.0)
+        if card.parent is not None:
+            continue  # what an adapter weighs is part of its model
         weights.add_metric([card.name], float(card.weight_bytes))
     build.add_metric([own_version()], 1.0)
     ready.add_metric([], float(health.is_ready))

@@ -34,7 +34,16 @@ from serving.api.record import record_of
 from serving.api.recording import Recorder
 from serving.api.remote_urls import RemoteUrls, remote_urls
 from serving.api.stored_prefixes import PrefixStore
-from serving.protocol import EmbedInput, EngineClient, ImagePart, JoinedPart, ModelCard, TextPart, TokensPart
+from serving.protocol import (
+    EmbedInput,
+    EngineClient,
+    ImagePart,
+    JoinedPart,
+    ModelCard,
+    TextPart,
+    TokensPart,
+    found_card,
+)
 from serving.settings import ApiSettings
 
 if TYPE_CHECKING:
@@ -136,7 +145,7 @@ class Service:
         return await deadline.finish(asyncio.get_running_loop().run_in_executor(self.parser, work))
 
     async def card(self, name: str) -> ModelCard:
-        """Return a served model, by its name or an alias.
+        """Return a served model, or an adapter of one, by its name or an alias.
 
         Raises:
             ModelNotFoundError: None has that name.
@@ -144,9 +153,8 @@ class Service:
         """
         cards = await self.client.models()
         wanted = self.settings.aliases.get(name, name)
-        for card in cards:
-            if card.name == wanted:
-                return card
+        if (card := found_card(cards, wanted)) is not None:
+            return card
         await self._check_ready()
         raise ModelNotFoundError(f"model {name!r} is not served here; served: {_names(cards)}", "model")
 
@@ -156,7 +164,8 @@ class Service:
         Raises:
             ParameterError: There are several, or none.
         """
-        cards = [card for card in await self.client.models() if not tasks or card.task in tasks]
+        cards = [card for card in await self.client.models() if card.parent is None]
+        cards = [card for card in cards if not tasks or card.task in tasks]
         if len(cards) == 1:
             return cards[0]
         await self._check_ready()

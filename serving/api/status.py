@@ -55,6 +55,7 @@ def status_router(service: Service) -> APIRouter:
                     "engines": {name: asdict(each) for name, each in engines.get(card.name, {}).items()},
                 }
                 for card in await service.client.models()
+                if card.parent is None
             ],
         }
 
@@ -94,6 +95,7 @@ def _told_of(card: ModelCard) -> dict[str, Any]:
         "weight_bytes": card.weight_bytes,
         "context_tokens": card.context_tokens,
         "kv_cache": card.kv_cache,
+        "adapters": card.adapters,
     }
 
 
@@ -108,7 +110,7 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
         "created": service.started_s,
         "owned_by": "pocketvlm",
         "root": card.name,
-        "parent": None,
+        "parent": card.parent,
         "max_model_len": card.context_tokens,
         "task": card.task,
         "model_type": card.model_type,
@@ -142,6 +144,7 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
         "kv_policies": card.kv_policies,
         "kv_default": card.kv_default and asdict(card.kv_default),
         "embedding_tasks": card.embedding_tasks,
+        "adapters": card.adapters,
         "gated": card.is_gated,
         "gates": [gate.model_dump() for gate in card.gates],
         "unmeasured": [each.model_dump() for each in card.unmeasured],

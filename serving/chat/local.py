@@ -31,10 +31,11 @@ class LocalAnswerer:
     Args:
         bundle: Its folder; one that failed its quality gate is loaded too.
         threads: Inside one operator; 0 means one per physical core.
+        adapter: Of the bundle's, by name, that all is answered through; empty: none.
     """
 
-    def __init__(self, bundle: Path, threads: int = 0) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Path, threads: int = 0, adapter: str = "") -> None:
+        self._bundle, self._adapter = bundle, adapter
         self._client = LocalClient([bundle], settings_of_one(threads))
         self._is_started = False
         self.name = ""
@@ -51,7 +52,7 @@ class LocalAnswerer:
         card = (await self._client.models())[0]
         if card.task not in ANSWERING_TASKS:
             raise TaskError(f"{self._bundle} does {card.task}, and does not chat; try pocketvlm embed")
-        self.name = card.name
+        self.name = self._adapter or card.name
 
     async def answer(self, talk: Talk, question: str) -> AsyncGenerator[str | Took, None]:
         """Yield the answer's pieces, then what it took.

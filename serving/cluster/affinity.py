@@ -93,7 +93,8 @@ def opening_of(messages: Sequence[Message]) -> bytes:
 
 
 def _of_prompt(request: GenerateRequest) -> Contents:
-    beginning = blake2b("\0".join(tool.name for tool in request.tools).encode(), digest_size=_KEY_BYTES)
+    before = (request.adapter, *(tool.name for tool in request.tools))  # rows are of one adapter
+    beginning = blake2b("\0".join(before).encode(), digest_size=_KEY_BYTES)
     beginnings, images, is_common = list[bytes](), list[bytes](), True
     messages = request.messages if request.text is None else (Message("user", (TextPart(request.text),)),)
     for message in messages:

@@ -33,6 +33,8 @@ from serving.protocol import (
     TokenizeRequest,
     TokenizeResult,
     WaitingEvent,
+    found_card,
+    with_adapters,
 )
 from serving.ray_settings import Canary
 from serving.tracing import carrying
@@ -122,12 +124,18 @@ class RayClient:
         return {name: split.told() for name, split in self._splits.items()}
 
     async def models(self) -> list[ModelCard]:
-        """Return the served models; a canary as the variant that gets the most requests."""
-        return [*self._cards.values(), *(self._card_of(split.canary) for split in self._splits.values())]
+        """Return the served models; a canary as the variant that gets the most requests, behind each its adapters."""
+        return self._served()
+
+    def _served(self) -> list[ModelCard]:
+        canaries = (self._card_of(split.canary) for split in self._splits.values())
+        return with_adapters([*self._cards.values(), *canaries])
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
-        request, split = carrying(request), self._splits.get(request.model)
+        model, adapter = self._named(request.model)
+        request = replace(carrying(request), model=model, adapter=adapter or request.adapter)
+        split = self._splits.get(request.model)
         if split is None:
             events = self._generate(request)
         else:
@@ -183,8 +191,9 @@ class RayClient:
 
     async def _whole(self, request: WholeRequest, method: Callable[[Any], Any]) -> Any:
         """Return the answer of a replica's method to a request."""
-        split = self._splits.get(request.model)
-        model = request.model if split is None else split.variant_of(request)
+        name, _ = self._named(request.model)
+        request, split = replace(request, model=name), self._splits.get(name)
+        model = name if split is None else split.variant_of(request)
         replicas, own = self._of(model), replace(request, model=model)
         with ExitStack() as places:
             if replicas.held is not None:
@@ -233,11 +242,27 @@ class RayClient:
 
     def _card_of(self, canary: Canary) -> ModelCard:
         most = max(canary.variants, key=lambda variant: variant.weight)
-        return replace(self._cards[most.model], name=canary.name)
+        held = [set(self._cards[variant.model].adapters) for variant in canary.variants]
+        card = self._cards[most.model]
+        common = tuple(adapter for adapter in card.adapters if all(adapter in each for each in held))
+        return replace(card, name=canary.name, adapters=common)
+
+    def _named(self, name: str) -> tuple[str, str]:
+        """Return the model, or the canary, that a request means, and the adapter of it, or "".
+
+        Raises:
+            ModelNotFoundError: None has that name.
+        """
+        if name in self._replicas or name in self._splits:
+            return name, ""
+        cards = self._served()
+        card = found_card(cards, name)
+        if card is None:
+            told = ", ".join(dict.fromkeys([*self._replicas, *(each.name for each in cards)]))
+            raise ModelNotFoundError(f"no model {name!r} is served; there are {told}", "model")
+        return card.engine_model, card.adapter
 
     def _of(self, model: str) -> Replicas:
-        if model not in self._replicas:
-            raise ModelNotFoundError(f"no model {model!r} is served; there are {', '.join(self._replicas)}", "model")
         return self._replicas[model]
 
 

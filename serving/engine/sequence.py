@@ -24,7 +24,9 @@ from serving.protocol import SamplingParams
 RowKey = int | tuple[bytes | int, ...]
 """What a row of the cache is of: a token's id, or an image's digest, the row of its features and its position on each
 axis, which times of a video decide as well. Where the token sees others behind it: the digest of all of these, and its
-place."""
+place. The first of all tells as well which adapter the rows were made through, where it is one."""
+_OF_ADAPTER = b"adapter"
+"""No image's digest is as short."""
 
 
 @dataclass(eq=False)
@@ -274,7 +276,8 @@ class Sequence:
         first = self.next_position - (len(self.ids) - start)
         places = positions_from(first, end - start, self.prompt.prompt.positions)
         seen = self.prompt.seen_by(end - start)
-        run = TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted, seen=seen)
+        ids, adapter = np.array(self.ids[start:end], np.int64), self.prompt.adapter
+        run = TokenRun(ids, places, self.rows, wanted, seen=seen, adapter=adapter)
         return run if self.heads is None else self._replaced(run, start)
 
     def _replaced(self, run: TokenRun, start: int) -> TokenRun:
@@ -337,7 +340,17 @@ def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf
     for span in prompt.prompt.spans:
         places = positions[:, span.start : span.end].T.tolist()
         keys[span.start : span.end] = [(image_keys[span.image], row, *at) for row, at in enumerate(places, span.row)]
-    return keys if prompt.prompt.seen is None else _with_what_they_see(keys, prompt.prompt.seen[1])
+    if prompt.prompt.seen is not None:
+        keys = _with_what_they_see(keys, prompt.prompt.seen[1])
+    return _through_adapter(keys, prompt.adapter)
+
+
+def _through_adapter(keys: list[RowKey], adapter: int) -> list[RowKey]:
+    """Return keys of rows that an adapter made: the first one tells, behind which all others are looked for."""
+    if not adapter or not keys:
+        return keys
+    first = keys[0] if isinstance(keys[0], tuple) else (keys[0],)
+    return [(_OF_ADAPTER, adapter, *first), *keys[1:]]
 
 
 def _with_what_they_see(keys: SequenceOf[RowKey], ends: npt.NDArray[np.int64]) -> list[RowKey]:
@@ -365,4 +378,5 @@ def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:
         sequences[0].prompt.prompt.positions.shape[:-1],
         [sequence.prompt.seen_behind for sequence in sequences],
         [sequence.heads for sequence in sequences],
+        [sequence.prompt.adapter for sequence in sequences],
     )

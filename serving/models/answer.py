@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from bundle.text import Detokenizer
+from bundle.detokenizer import Detokenizer
 from bundle.token_bytes import BytesDetokenizer
 from serving.protocol import SamplingParams
 

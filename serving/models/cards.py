@@ -34,4 +34,5 @@ def card_of(manifest: Manifest, settings: EngineSettings) -> ModelCard:
         manifest.sees,
         manifest.image_prompt is not None and manifest.image_prompt.takes_one_message,
         () if manifest.embedder is None else manifest.embedder.adapter_names,
+        () if manifest.decoder is None else manifest.decoder.adapter_names,
     )

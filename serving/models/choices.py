@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
+from bundle.detokenizer import Detokenizer
 from bundle.grounding import Grounded, KnownGrounding
-from bundle.text import Detokenizer, Tokenizer
+from bundle.text import Tokenizer
 from bundle.token_bytes import BytesDetokenizer, TokenBytes
 from bundle.tools import CALL_END, CALL_START
 from serving.engine.engine import Engine
@@ -50,7 +51,7 @@ class Vocabulary:
         """
         marks = self._special_marks if may_call else frozenset[int]()
         is_free = structure is None or not structure.holds_text
-        return self.tokenizer.detokenizer() if is_free and not marks else self.token_bytes.detokenizer(marks)
+        return Detokenizer(self.tokenizer) if is_free and not marks else self.token_bytes.detokenizer(marks)
 
     @cached_property
     def _special_marks(self) -> frozenset[int]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from bundle.directory import open_bundle, read_manifest
-from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, StartingError, TaskError
+from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, ParameterError, StartingError, TaskError
 from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
@@ -47,6 +47,8 @@ from serving.protocol import (
     ScoreResult,
     TokenizeRequest,
     TokenizeResult,
+    found_card,
+    with_adapters,
 )
 from serving.settings import EngineSettings
 from serving.tracing import Tracer
@@ -208,12 +210,16 @@ class LocalClient:
 
         Raises:
             ModelNotFoundError: None of that name is served.
+            ParameterError: It is an adapter of one.
         """
         async with self._changing:
-            self._check_serving()
-            model = self._models.pop(name, None)
-            if model is None:
-                raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")
+            card = self._card(name)
+            if card.parent is not None:
+                raise ParameterError(
+                    f"{name} is an adapter of {card.parent}, and is there as long as that is; unload {card.parent}",
+                    "model",
+                )
+            model = self._models.pop(card.name)
             end_s = time.monotonic() + drain_timeout_s
             while model.num_admitted and time.monotonic() < end_s:
                 await asyncio.sleep(_DRAIN_LOOK_S)
@@ -257,15 +263,17 @@ class LocalClient:
         await self.close()
 
     async def models(self) -> list[ModelCard]:
-        """Return the served models, in the order of the bundles."""
-        return [model.card for model in self._models.values()]
+        """Return the served models, in the order of the bundles, behind each its adapters."""
+        return with_adapters([model.card for model in self._models.values()])
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
-        answer = self._model(request.model, GenerativeModel).generate(request)
+        card = self._card(request.model)
+        own = replace(request, model=card.engine_model, adapter=card.adapter or request.adapter)
+        answer = self._of_card(card, GenerativeModel).generate(own)
         if self._tracer is not None:
             answer = self._tracer.generation(replace(request, messages=(), tools=()), answer)
-        del request  # it holds the encoded images, which an answer is not to hold for its whole length
+        del request, own  # they hold the encoded images, which an answer is not to hold for its whole length
         async with aclosing(answer) as events:
             async for event in events:
                 yield event
@@ -321,11 +329,23 @@ class LocalClient:
             refusal = StartingError if self._state == _LOADING else EngineDeadError
             raise refusal(f"{self._state}; ask /health/ready before sending requests")
 
-    def _model(self, name: str, kind: type[Wanted]) -> Wanted:
+    def _card(self, name: str) -> ModelCard:
+        """Return a served model, or an adapter of one."""
         self._check_serving()
-        model = self._models.get(name)
-        if model is None:
-            raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")
+        if name in self._models:
+            return self._models[name].card
+        cards = with_adapters([model.card for model in self._models.values()])
+        card = found_card(cards, name)
+        if card is None:
+            told = ", ".join(each.name for each in cards)
+            raise ModelNotFoundError(f"no model {name!r} is served; there are {told}", "model")
+        return card
+
+    def _model(self, name: str, kind: type[Wanted]) -> Wanted:
+        return self._of_card(self._card(name), kind)
+
+    def _of_card(self, card: ModelCard, kind: type[Wanted]) -> Wanted:
+        model = self._models[card.engine_model]
         if not isinstance(model, kind):
-            raise TaskError(f"{name} does {model.card.task}; it is not made for {kind.does}", "model")
+            raise TaskError(f"{card.name} does {card.task}; it is not made for {kind.does}", "model")
         return model

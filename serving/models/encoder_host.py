@@ -9,9 +9,10 @@ from bundle.directory import open_bundle
 from bundle.errors import EngineDeadError
 from runtime.canary import check_canary
 from serving.models.elsewhere import Features, SentImage
+from serving.models.images import DecodedImage
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
-from serving.models.vision import DecodedImage, VisionStage
+from serving.models.vision import VisionStage
 from serving.protocol import Health
 from serving.settings import EngineSettings
 

@@ -105,7 +105,7 @@ class Fusing:
             ParameterError: They do.
         """
         manifest = self._manifest
-        if manifest.image_prompt is not None and manifest.image_prompt.looks_ahead in ("text", "prompt"):
+        if manifest.image_prompt is not None and manifest.image_prompt.looks_ahead in ("all images", "text", "prompt"):
             raise ParameterError(
                 f"tokens of a prompt of {manifest.name} see what follows them to its end, so that no rows of a "
                 "beginning can be kept for others; send the messages themselves",
@@ -118,14 +118,18 @@ class Fusing:
                 "prefix",
             )
 
-    def read(self, content: bytes) -> FusedPrefix | TaskVector:
+    def read(self, content: bytes, adapter: str = "") -> FusedPrefix | TaskVector:
         """Return the prefix that a request stands behind, or is answered with; takes milliseconds.
 
+        Args:
+            content: As it was made.
+            adapter: Through which the request runs; empty: none.
+
         Raises:
-            ParameterError: It is damaged, or of another bundle.
+            ParameterError: It is damaged, or of another bundle or adapter.
         """
         read = TaskVector.from_bytes if is_task_vector(content) else FusedPrefix.from_bytes
-        return read(content, self._manifest)
+        return read(content, self._manifest, adapter)
 
     def prompt(
         self, build: Build, turns: Sequence[Turn], layouts: Sequence[TileLayout], prefix: FusedPrefix | None
@@ -166,9 +170,10 @@ class Fusing:
             seen=None if alone.seen is None else alone.seen[:, :size],
         )
 
-    def fused(self, read: Messages, rows: StoredRows) -> bytes:
-        """Return the prefix made of messages, once their text's rows are there."""
-        return FusedPrefix(identity_of(self._manifest), read.turns, read.layouts, read.token_ids, rows).to_bytes()
+    def fused(self, read: Messages, rows: StoredRows, adapter: str = "") -> bytes:
+        """Return the prefix made of messages, once their text's rows are there, made through an adapter or none."""
+        identity = identity_of(self._manifest, adapter)
+        return FusedPrefix(identity, read.turns, read.layouts, read.token_ids, rows).to_bytes()
 
 
 def _num_shared(one: Prompt, other: Prompt) -> int:

@@ -36,6 +36,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.engine_status import EngineStatus
+from serving.models.adapters import Adapters
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.contrasting import check_contrast, contrast_of
 from serving.models.fusing import Fusing
@@ -102,6 +103,7 @@ class GenerativeModel(Model):
         check_room(manifest, shape, settings.provider)
         self._policies = KVPolicies(manifest, settings)
         self._fusing = Fusing(manifest, settings.provider)
+        self._adapters = Adapters(manifest)
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
@@ -141,6 +143,7 @@ class GenerativeModel(Model):
             self._fusing,
             self._learning,
             self._grammars,
+            self._adapters,
             shape,
             graphs.max_positions,
             self._limited_by,
@@ -207,6 +210,7 @@ class GenerativeModel(Model):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
+        self._adapters.number(request.adapter)
         check_sampling(request, self._vocab_size, self._shape.most_rows)
         compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
         choose = self._inside.choice(vision) if _has_images(request) else None
@@ -229,7 +233,7 @@ class GenerativeModel(Model):
             prepared = await self._preparing.prepare(request, reduction, compression)
             request = replace(request, messages=(), text=None)  # encoded images are not held as long as an answer
             with self._choices(request, prepared, sampling, arrived_s, choose, num_skipped) as choices:
-                async with aclosing(self._events(choices, prepared, arrived_s)) as events:
+                async with aclosing(self._events(choices, prepared, request.adapter, arrived_s)) as events:
                     async for event in events:
                         yield event
 
@@ -267,7 +271,8 @@ class GenerativeModel(Model):
         num_skipped: int,
     ) -> Iterator[list[ChoiceAnswer]]:
         """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
-        prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
+        adapter = self._adapters.number(request.adapter)
+        prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images], adapter)
         image_keys = [image.key for image in prepared.images]
         if num_skipped:
             prompt, image_keys = prompt.skipping(num_skipped), [skipped_key(key, num_skipped) for key in image_keys]
@@ -307,7 +312,8 @@ class GenerativeModel(Model):
         against = prepared.against
         if against is None:
             return None
-        prompt = FilledPrompt.of(against.prompt, [image.features for image in against.images])
+        adapter = self._adapters.number(request.adapter)
+        prompt = FilledPrompt.of(against.prompt, [image.features for image in against.images], adapter)
         keys = [image.key for image in against.images]
         num_groups = self._manifest.num_length_groups
         return EngineSequence(request.request_id, prompt, SamplingParams(), end_ids, keys, num_groups)
@@ -321,7 +327,7 @@ class GenerativeModel(Model):
         return replace(sampling, max_tokens=most)
 
     async def _events(
-        self, choices: Sequence[ChoiceAnswer], prepared: Prepared, arrived_s: float
+        self, choices: Sequence[ChoiceAnswer], prepared: Prepared, adapter: str, arrived_s: float
     ) -> AsyncGenerator[GenerateEvent, None]:
         first_token_s = 0.0
         reason: FinishReason = "stop"
@@ -341,5 +347,6 @@ class GenerativeModel(Model):
             self._first_tokens_s.append(first_token_s)
         fused = None
         if prepared.to_fuse is not None and (rows := sequences[0].handed_out) is not None:
-            fused = await self._pool.text.run(sequences[0].request_id, self._fusing.fused, prepared.to_fuse, rows)
+            owner, fuse = sequences[0].request_id, self._fusing.fused
+            fused = await self._pool.text.run(owner, fuse, prepared.to_fuse, rows, adapter)
         yield FinishedEvent(reason, usage, timings, fused)

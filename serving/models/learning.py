@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bundle.errors import EngineDeadError, ParameterError
 from bundle.image import TileLayout
@@ -100,9 +100,15 @@ class Learning:
             raise ParameterError("a task vector holds no calls of functions; leave them out", "messages")
 
     def demonstrations(
-        self, turns: Sequence[Turn], layouts: Sequence[TileLayout], features: Sequence[Features]
+        self, turns: Sequence[Turn], layouts: Sequence[TileLayout], features: Sequence[Features], adapter: int = 0
     ) -> list[Demonstration]:
         """Return a conversation as demonstrations that are read behind one another, and answered alone.
+
+        Args:
+            turns: The conversation.
+            layouts: Of its images.
+            features: Of the same.
+            adapter: Number of the one that all run through.
 
         Raises:
             PromptError: One forms no prompt.
@@ -113,7 +119,7 @@ class Learning:
         found = []
         for number, each in enumerate(examples):
             others = [examples[other] for other in behind_others(number, len(examples))]
-            shown, alone = self._prompt(lead, others, each), self._prompt(lead, [], each)
+            shown, alone = (replace(self._prompt(lead, behind, each), adapter=adapter) for behind in (others, []))
             answer = "".join(part for part in each.answer.parts if isinstance(part, str))
             answer_ids = [*self._prompts.answer_ids(answer), *self._manifest.eos_token_ids[:1]]
             found.append(Demonstration(shown, alone, answer_ids))
@@ -136,8 +142,12 @@ class Learning:
                 "messages",
             )
 
-    async def find(self, demonstrations: Sequence[Demonstration]) -> tuple[TaskVector, Found]:
+    async def find(self, demonstrations: Sequence[Demonstration], adapter: str = "") -> tuple[TaskVector, Found]:
         """Return the task vector of demonstrations; one search runs at a time, and ends soon after its caller does.
+
+        Args:
+            demonstrations: All through one adapter, or none.
+            adapter: Its name.
 
         Raises:
             ParameterError: They teach the model nothing.
@@ -153,7 +163,7 @@ class Learning:
                 found = await asyncio.to_thread(find_task_vector, self._graphs, self._manifest, demonstrations, check)
             finally:
                 is_unwanted.set()
-        return TaskVector(identity_of(self._manifest), found.heads), found
+        return TaskVector(identity_of(self._manifest, adapter), found.heads), found
 
 
 def _examples(turns: Sequence[Turn], layouts: Sequence[TileLayout], features: Sequence[Features]) -> Iterator[_Example]:

@@ -12,8 +12,8 @@ from runtime.fused_prefix import FusedPrefix
 from runtime.task_vector import TaskVector
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.models.fusing import Messages
+from serving.models.images import EncodedImage
 from serving.models.structures import CompiledStructure
-from serving.models.vision import EncodedImage
 from serving.protocol import Timings, Usage
 
 

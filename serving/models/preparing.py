@@ -9,14 +9,16 @@ from functools import partial
 
 from bundle.errors import ContextLengthError, ImageError
 from bundle.prompt import Prompt, PromptBuilder, Turn
-from bundle.question import QuestionIds, QuestionReader, question_of
+from bundle.question import Asked, QuestionReader, question_of
 from runtime.cache_shape import CacheShape
 from runtime.fused_prefix import FusedPrefix
 from runtime.task_vector import TaskVector
 from serving.engine.sampling.grammar import Grammars
+from serving.models.adapters import Adapters
 from serving.models.contrasting import without_images
 from serving.models.cut_frames import FrameRoom
 from serving.models.fusing import Fusing, Messages
+from serving.models.images import EncodedImage
 from serving.models.kv import compression_of
 from serving.models.learning import Learning
 from serving.models.pool import PreprocessPool
@@ -24,7 +26,7 @@ from serving.models.prepared import Against, Prepared
 from serving.models.reducing import ImageReduction, Reducing, Shown
 from serving.models.structures import compiled_structure
 from serving.models.together import together
-from serving.models.vision import EncodedImage, VisionStage
+from serving.models.vision import VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
     VCD,
@@ -50,14 +52,14 @@ class _Place:
         num_parts: Images and videos.
         num_images: Of the whole prompt, those of a fused prefix among them.
         wants_pixels: It is decoded, whatever is kept of it.
-        question: That the encoder reads beside it; None where it sees images alone.
+        question: What the encoder is told beside it; None where it sees images alone.
     """
 
     number: int
     num_parts: int
     num_images: int
     wants_pixels: bool = False
-    question: QuestionIds | None = None
+    question: Asked | None = None
 
 
 def _texts_of(messages: Sequence[Message]) -> list[Turn]:
@@ -83,6 +85,7 @@ class Preparing:
         fusing: Reads and makes fused prefixes.
         learning: Makes task vectors.
         grammars: Compiles structures.
+        adapters: Of the model.
         shape: Of the cache.
         max_positions: That the model was made for.
         limited_by: Why a context is no longer, for messages; "" where the model or a setting says so.
@@ -96,6 +99,7 @@ class Preparing:
     fusing: Fusing
     learning: Learning
     grammars: Grammars
+    adapters: Adapters
     shape: CacheShape
     max_positions: int
     limited_by: str
@@ -111,7 +115,7 @@ class Preparing:
         )
         prefix, vector = None, None
         if request.behind is not None:
-            read = await self.pool.text.run(owner, self.fusing.read, request.behind)
+            read = await self.pool.text.run(owner, self.fusing.read, request.behind, request.adapter)
             prefix, vector = (None, read) if isinstance(read, TaskVector) else (read, None)
         prompt, visuals, num_dropped = await self.prompted(request, reduction, prefix)
         to_fuse = None
@@ -153,18 +157,19 @@ class Preparing:
         owner = request.request_id
         shown = [_shown(message) for message in request.messages]
         parts = [(part, len(own)) for own in shown for part in own]  # seen as in a question of its own
+        seen_through = self.adapters.seen_through(request.adapter)
         visuals = await together(
-            self._visual(owner, part, None, _Place(at, len(parts), num_images))
+            self._visual(owner, part, None, _Place(at, len(parts), num_images, question=seen_through))
             for at, (part, num_images) in enumerate(parts, 1)
         )
         encoded = await together(self.vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
         layouts = [layout for visual in visuals for layout in visual.layouts]
-        features = [image.features for image in images]
+        features, number = [image.features for image in images], self.adapters.number(request.adapter)
         demonstrations = await self.pool.text.run(
-            owner, self.learning.demonstrations, turns_of(request.messages, visuals), layouts, features
+            owner, self.learning.demonstrations, turns_of(request.messages, visuals), layouts, features, number
         )
-        vector, _ = await self.learning.find(demonstrations)
+        vector, _ = await self.learning.find(demonstrations, request.adapter)
         usage = Usage(
             sum(each.shown.num_tokens for each in demonstrations),
             0,
@@ -215,7 +220,7 @@ class Preparing:
         num_images = sum(isinstance(part, ImagePart) for part in parts)
         num_images += 0 if prefix is None else len(prefix.layouts)
         wants_pixels = isinstance(request, GenerateRequest) and isinstance(request.sampling.contrast, VCD)
-        question = await self._question(owner, messages) if parts else None
+        question = await self._beside(owner, request) if parts else None
         visuals = await together(
             self._visual(owner, part, reduction, _Place(at, len(parts), num_images, wants_pixels, question))
             for at, part in enumerate(parts, 1)
@@ -236,11 +241,11 @@ class Preparing:
             prompt = await self.pool.text.run(owner, self.fusing.prompt, build, turns, layouts, prefix)
         return prompt, visuals, num_dropped
 
-    async def _question(self, owner: str, messages: Sequence[Message]) -> QuestionIds | None:
-        """Return what the vision encoder reads beside every image of a request; None where it sees images alone."""
-        if self.questions is None:
-            return None
-        return await self.pool.text.run(owner, self.questions.ids, _texts_of(messages))
+    async def _beside(self, owner: str, request: GenerateRequest | TokenizeRequest) -> Asked | None:
+        """Return what the vision encoder is told beside every image of a request; None where it sees images alone."""
+        if self.questions is not None:
+            return await self.pool.text.run(owner, self.questions.ids, _texts_of(request.messages))
+        return self.adapters.seen_through(request.adapter) if isinstance(request, GenerateRequest) else None
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]

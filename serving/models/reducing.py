@@ -21,7 +21,7 @@ from quant.visual_tokens.offered import has_wide_tokens
 from quant.visual_tokens.reduction import Reduction
 from quant.visual_tokens.resize import Resize, missing
 from quant.visual_tokens.table import METHODS, RESIZE
-from serving.models.vision import EncodedImage, Share
+from serving.models.images import EncodedImage, Share
 from serving.models.visual import Visual
 from serving.protocol import Message, TextPart, VisionReduction
 

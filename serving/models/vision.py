@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bundle.directory import Bundle
 from bundle.errors import ParameterError
-from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.image.geometry import Box
 from bundle.image.noise import under_noise
@@ -32,13 +30,12 @@ from serving.engine.worker import Worker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
 from serving.models.elsewhere import AbsentEncoder, Elsewhere, SentImage
+from serving.models.images import DecodedImage, DecodedVideo, EncodedImage, Features, KeptImage, Share
 from serving.models.known_files import KnownFile, KnownFiles, file_digest
 from serving.models.pool import PreprocessPool
 from serving.models.turns import Turns
 from serving.protocol import VideoPart
 from serving.settings import EngineSettings
-
-Features = npt.NDArray[Any]
 
 _TOWER = b"with the tower's attention"
 _AMONG = b"among others"
@@ -47,84 +44,6 @@ _MOST_BYTES_HASHED_AT_ONCE = 256 << 10
 _BATCHES_AHEAD = 2
 """One batch of images runs while the next is made ready; further ones wait as 8-bit images, a quarter of their pixels'
 size: a whole queue of tiled ones would take gigabytes."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """How much of a tile's side is encoded, in tokens.
-
-    Attributes:
-        part: Of the side.
-        whole: Side of a full tile.
-    """
-
-    part: int
-    whole: int
-
-
-@dataclass(frozen=True)
-class DecodedImage:
-    """An image whose size in the prompt is known and whose features are not needed yet.
-
-    Attributes:
-        key: SHA-256 over pixels, preprocessing, encoder, `with_tower` and `question`: equal keys have equal features,
-            bit for bit.
-        cut: Its 8-bit pixels.
-        layout: How it is cut into tiles.
-        with_tower: What the tower's attention says of it is wanted as well.
-        side_px: Of its tiles, where they are encoded smaller than they could be.
-        noise_step: How much noise they are encoded under (`bundle.image.noise`), the same whenever; None: under none.
-        question: That is read beside them, or the boxes that are looked at; None where the encoder sees images alone.
-    """
-
-    key: bytes
-    cut: CutImage
-    layout: TileLayout
-    with_tower: bool = False
-    side_px: int | None = None
-    noise_step: int | None = None
-    question: Asked | None = None
-
-    def under_noise(self, step: int) -> DecodedImage:
-        """Return the image under noise, which is encoded and kept by itself."""
-        key = hashlib.sha256(self.key + f"noise of step {step}".encode()).digest()
-        return replace(self, key=key, noise_step=step)
-
-
-@dataclass(frozen=True)
-class KeptImage:
-    """An image whose features are known already, so that it was not decoded.
-
-    Attributes:
-        key: As `DecodedImage.key`.
-        layout: How it is cut into tiles.
-        seen: What the encoder gave, as it is kept.
-        with_tower: As `DecodedImage.with_tower`.
-    """
-
-    key: bytes
-    layout: TileLayout
-    seen: Features
-    with_tower: bool = False
-
-
-@dataclass(frozen=True)
-class DecodedVideo:
-    """A video whose size in the prompt is known and whose features are not needed yet.
-
-    Attributes:
-        pictures: To encode, one tile each.
-        plan: How they fill the prompt.
-        times_s: Of each frame that is looked at.
-        duration_s: Of the whole.
-        layout: How it stands in the prompt as one; None: as images.
-    """
-
-    pictures: tuple[DecodedImage, ...]
-    plan: FramePlan
-    times_s: tuple[float, ...]
-    duration_s: float
-    layout: TileLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -153,35 +72,6 @@ class _Flight:
 
     task: asyncio.Task[EncodedImage]
     num_callers: int = 0
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image as the encoder sees it, and what that cost.
-
-    Attributes:
-        key: As `DecodedImage.key`: equal keys have equal features.
-        features: [tiles, P, D] of a vision-language model, [rows, D] where an image is no tiles of one size; [1, E] of
-            a dual encoder.
-        preprocess_s: Resizing and normalising; 0 where the features were kept.
-        vision_s: In the encoder and before it; 0 where the features were kept.
-        is_kept: The features were in the cache.
-        tower: [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
-        has_grid: Rows are those of a grid of patches.
-    """
-
-    key: bytes
-    features: Features
-    preprocess_s: float = 0.0
-    vision_s: float = 0.0
-    is_kept: bool = False
-    tower: Features | None = None
-    has_grid: bool = True
-
-    @property
-    def num_rows(self) -> int:
-        """Image tokens that it fills."""
-        return int(self.features.size // self.features.shape[-1])
 
 
 class VisionStage:

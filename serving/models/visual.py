@@ -11,7 +11,7 @@ from bundle.image import TileLayout
 from bundle.image_tokens import Features
 from bundle.manifest import ImagePrompt
 from bundle.prompt import Placeholder, Turn
-from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage, KeptImage
+from serving.models.images import DecodedImage, DecodedVideo, EncodedImage, KeptImage
 from serving.protocol import Message, TextPart
 
 

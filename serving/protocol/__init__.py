@@ -12,6 +12,8 @@ from serving.contrast import Contrast as Contrast
 from serving.protocol.cards import ONLY_ENGINE as ONLY_ENGINE
 from serving.protocol.cards import Health as Health
 from serving.protocol.cards import ModelCard as ModelCard
+from serving.protocol.cards import found_card as found_card
+from serving.protocol.cards import with_adapters as with_adapters
 from serving.protocol.client import EngineClient as EngineClient
 from serving.protocol.client import ManagedClient as ManagedClient
 from serving.protocol.client import ModelControl as ModelControl

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
@@ -28,6 +30,9 @@ class ModelCard:
         takes_images: Whether a request may hold images.
         takes_one_message: A chat is one message about one image; texts that go on, functions and videos are refused.
         embedding_tasks: Adapters from which a request to embed chooses; none: there is no choice.
+        adapters: Of a model that answers, by name: each is served as a model of its own, `with_adapters` says how.
+        parent: Of an adapter that is served as a model: the model that holds it; None of others.
+        adapter: Its name there; empty of others.
     """
 
     name: str
@@ -47,6 +52,44 @@ class ModelCard:
     takes_images: bool = True
     takes_one_message: bool = False
     embedding_tasks: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    parent: str | None = None
+    adapter: str = ""
+
+    @property
+    def engine_model(self) -> str:
+        """The name of the model that answers: its own, or its parent's."""
+        return self.name if self.parent is None else self.parent
+
+    def is_called(self, name: str) -> bool:
+        """Return whether a request may mean it by a name: of an adapter, with its model's before it as well."""
+        return name == self.name or (self.parent is not None and name == f"{self.parent}:{self.adapter}")
+
+
+def with_adapters(cards: Sequence[ModelCard]) -> list[ModelCard]:
+    """Return models, and behind each its adapters as models.
+
+    An adapter's name is its own where nothing else that is served has it, else MODEL:ADAPTER, as of two variants of one
+    model that hold the same ones.
+    """
+    names = Counter(name for card in cards for name in (card.name, *card.adapters))
+    return [each for card in cards for each in (card, *_adapters_of(card, names))]
+
+
+def _adapters_of(card: ModelCard, names: Mapping[str, int]) -> Iterator[ModelCard]:
+    for adapter in card.adapters:
+        name = adapter if names[adapter] == 1 else f"{card.name}:{adapter}"
+        yield replace(card, name=name, parent=card.name, adapter=adapter, adapters=())
+
+
+def found_card(cards: Sequence[ModelCard], name: str) -> ModelCard | None:
+    """Return the model, or the adapter, that a request means by a name; None where there is none.
+
+    Args:
+        cards: Of all that is served, adapters among them.
+        name: That a request gives.
+    """
+    return next((card for card in cards if card.is_called(name)), None)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,8 @@ class GenerateRequest:
         behind: The fused prefix that its messages stand behind, or the task vector that they are answered with, as
             `FinishedEvent.fused` was.
         traceparent: Of the span that it is part of, as W3C writes it; empty where there is none.
+        adapter: Of the model's, by name, that it is answered through; empty: none. Whoever finds the model sets it,
+            where the request names an adapter as its model.
     """
 
     request_id: str
@@ -159,6 +161,7 @@ class GenerateRequest:
     learns: bool = False
     behind: bytes | None = field(default=None, repr=False)
     traceparent: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

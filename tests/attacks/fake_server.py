@@ -10,7 +10,7 @@ from serving.edge.serve import run_server
 from serving.fake import FakeBehaviour, FakeClient
 from serving.listener import open_listener
 from serving.log import configure_logging
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 
 TOKEN_S = 0.05
 

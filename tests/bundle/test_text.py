@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
+from bundle.detokenizer import Detokenizer
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 from bundle.text import Tokenizer
 
@@ -132,7 +133,7 @@ def test_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str | Non
 
 
 def _streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    detokenizer = tokenizer.detokenizer()
+    detokenizer = Detokenizer(tokenizer)
     return [*(detokenizer.push([token]) for token in ids), detokenizer.finish()]
 
 
@@ -193,7 +194,7 @@ def test_unfinished_character_comes_out_at_the_end(byte_level: Backend) -> None:
 def test_several_ids_may_arrive_at_once(byte_level: Backend) -> None:
     tokenizer = Tokenizer(Backend.from_str(byte_level.to_str()))
     ids = tokenizer.encode("größe 日本 🙂")
-    detokenizer = tokenizer.detokenizer()
+    detokenizer = Detokenizer(tokenizer)
     text = "".join(detokenizer.push(ids[at : at + 3]) for at in range(0, len(ids), 3)) + detokenizer.finish()
     assert text == "größe 日本 🙂"
 

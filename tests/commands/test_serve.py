@@ -16,7 +16,8 @@ import pytest
 
 from commands.serve import provider_flags
 from serving.edge import serve as edge
-from serving.settings import ServerSettings, load_settings
+from serving.settings import ServerSettings
+from serving.settings_sources import load_settings
 
 
 def test_a_folder_that_is_no_bundle_ends_it_with_one_line(process, tmp_path: Path) -> None:

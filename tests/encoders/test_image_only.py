@@ -68,7 +68,12 @@ WHOLE |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225
 REGISTERS = DINO | {"model_type": "dinov2_with_registers", "architectures": ["Dinov2WithRegistersModel"]}
 DINO_3 = {"model_type": "dinov3_vit", "architectures": ["DINOv3ViTModel"], "hidden_size": 48, "num_attention_heads": 3}
 DINO_3 |= {"num_hidden_layers": 2, "patch_size": 12, "intermediate_size": 52, "num_register_tokens": 4}
+AIM = {"model_type": "aimv2_vision_model", "architectures": ["Aimv2VisionModel"], "hidden_size": 40}
+AIM |= {"num_attention_heads": 5, "num_hidden_layers": 2, "patch_size": 12, "image_size": 36, "intermediate_size": 52}
+CLIPS = {**CROPPED, "image_processor_type": "CLIPImageProcessor"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "aimv2": (AIM | {"use_head": False}, CLIPS),
+    "aimv2-head": (AIM | {"qkv_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3}, CLIPS),
     "dinov2": (DINO | {"architectures": ["Dinov2Model"], "image_size": 36, "mlp_ratio": 2}, RADIOGRAPHS),
     "dinov2-resampled": (
         DINO | {"architectures": ["Dinov2ForImageClassification"], "image_size": 60, "use_mask_token": False},
@@ -88,6 +93,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vit-labels": (VIT | {"architectures": ["ViTForImageClassification"], "qkv_bias": False}, STRETCHED),
 }
 REFUSED = [
+    ("aimv2", {"is_native": True}, {}, "is_native is true"),
     ("dinov2", {"qkv_bias": False}, {}, "qkv_bias is False"),
     ("dinov3", {"num_attention_heads": 8}, {}, "heads of 48 / 8 numbers: built are square patches"),
     (
@@ -136,13 +142,18 @@ class Sample:
 
     @cached_property
     def wanted(self) -> np.ndarray:
-        """[I, E] of unit length: the class token after the last norm."""
+        """[I, E] of unit length: the normed class token; of AIMv2 its head's row, or the mean of patches."""
         import torch
         import transformers
 
         model = transformers.AutoModel.from_pretrained(self.checkpoint).eval()
         with torch.no_grad():
-            hidden = model(torch.from_numpy(np.stack(self.pixels))).last_hidden_state[:, 0].numpy()
+            given = model(torch.from_numpy(np.stack(self.pixels)))
+        if model.config.model_type == "aimv2_vision_model":
+            pooled = given.last_hidden_state.mean(1) if given.pooler_output is None else given.pooler_output
+        else:
+            pooled = given.last_hidden_state[:, 0]
+        hidden = pooled.numpy()
         return hidden / np.linalg.norm(hidden, axis=-1, keepdims=True)
 
 
@@ -229,7 +240,7 @@ def test_a_bundle_holds_no_tokenizer_and_says_what_it_embeds(samples: dict[str, 
     assert "vectors of 40 numbers of images alone; texts are not read" in " ".join(shown.output.split())
 
 
-@pytest.mark.parametrize("name", ["dinov2", "vit"])
+@pytest.mark.parametrize("name", ["aimv2", "dinov2", "vit"])
 def test_int8_variants_pass_the_gates_of_images_and_say_that_texts_were_not_measured(
     samples: dict[str, Sample], name: str, tmp_path: Path
 ) -> None:

@@ -185,6 +185,14 @@ def test_texts_of_which_learned_prompts_leave_nothing_are_refused(sample_of: Any
         rows.most_tokens(5)
 
 
+def test_texts_of_no_token_are_refused_where_nothing_is_put_around_a_text(sample_of: Any) -> None:
+    bundle = sample_of("tipsv2", 1).bundle()
+    rows = TextRows(bundle, bundle.manifest.dual.max_text_tokens, bundle.manifest.dual.pad_token_id)
+    for nothing in ("", " \n", []):
+        with pytest.raises(ParameterError, match="a text holds nothing that the model reads; send at least one word"):
+            rows.batch(["cat", nothing])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_not_built_is_refused_by_name(family: str, sample_of: Any, tmp_path: Path) -> None:
     sample = sample_of(family, 0)

@@ -54,7 +54,7 @@ def test_sizes_in_the_oldest_form_are_read() -> None:
         ({}, "image_processor_type None"),
         ({**CLIP, "do_resize": False}, "do_resize"),
         ({**CLIP, "do_rescale": False}, "do_rescale"),
-        ({**SIGLIP, "do_normalize": False}, "do_normalize"),
+        ({**CLIP, "do_normalize": False}, "do_normalize"),
         ({**CLIP, "do_center_crop": False}, "no fixed size"),
         ({**CLIP, "size": {"height": 8, "width": 8}, "crop_size": {"height": 4, "width": 4}}, "crop_size"),
         ({**CLIP, "size": {"shortest_edge": 8, "longest_edge": 16}}, "size = .*longest_edge"),

@@ -271,7 +271,7 @@ def test_florence_refuses_what_its_processor_does_not_take(sample_of: Any) -> No
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"vision_config": {"dim_embed": [128]}}, "Florence-2's own code; take one in transformers' layout"),
+        ({"vision_config": {"dim_embed": [128]}}, "take config.json and weights of one repository"),
         ({"vision_config": {"patch_padding": [2, 1]}}, "kernels of 7 padded by 2"),
         ({"vision_config": {"depths": [1]}}, "differ in length"),
         ({"vision_config": {"projection_dim": 8}}, "projection_dim"),

@@ -13,7 +13,8 @@ from commands.app import app
 from commands.shipped import CHECKPOINTS
 from serving.api.app import create_app
 from serving.fake import FakeClient
-from serving.settings import ApiSettings, ServerSettings, load_settings
+from serving.settings import ApiSettings, ServerSettings
+from serving.settings_sources import load_settings
 
 Object = dict[str, Any]
 DOCKERFILE = Path(__file__).resolve().parents[2] / "k8s/images/Dockerfile"

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from commands.app import app
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from tests.k8s.conftest import REPOSITORY, build
 
 DOCKERFILE = REPOSITORY / "k8s/images/Dockerfile.jetson"

@@ -19,7 +19,8 @@ from bundle.errors import SettingsError
 from serving.api.app import create_app
 from serving.fake import FakeClient
 from serving.log_format import REQUEST, JsonFormatter, TextFormatter
-from serving.settings import ApiSettings, load_settings
+from serving.settings import ApiSettings
+from serving.settings_sources import load_settings
 
 
 @pytest.fixture
@@ -111,7 +112,8 @@ def test_a_format_or_a_level_that_is_none_is_named() -> None:
 
 def test_the_whole_log_takes_the_form_that_was_asked_for() -> None:
     program = (
-        "import logging\nfrom serving.log import configure_logging\nfrom serving.settings import load_settings\n"
+        "import logging\nfrom serving.log import configure_logging\n"
+        "from serving.settings_sources import load_settings\n"
         "configure_logging(load_settings(environment={'POCKETVLM_LOG_FORMAT': 'json'}))\n"
         "logging.getLogger('anybody').info('hello'); logging.getLogger('anybody').debug('quiet')"
     )

@@ -7,7 +7,8 @@ import pytest
 
 from bundle.errors import SettingsError
 from serving.ray_settings import ScalingSettings
-from serving.settings import ServerSettings, load_settings
+from serving.settings import ServerSettings
+from serving.settings_sources import load_settings
 
 
 def write(folder: Path, text: str) -> Path:

@@ -27,7 +27,8 @@ from serving.api.traced import Traced
 from serving.fake import FakeClient
 from serving.listener import open_listener, url_of
 from serving.models.client import LocalClient
-from serving.settings import ApiSettings, EngineSettings, load_settings
+from serving.settings import ApiSettings, EngineSettings
+from serving.settings_sources import load_settings
 from serving.tracing import Tracer, try_open_tracer
 from serving.tracing_settings import TracingSettings
 

@@ -60,7 +60,8 @@ class ModelDescription(Answer):
     `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
     what rows of the cache are stored as; `video_layouts`, `vision_methods` and `kv_policies` are the names that
     `video`, `vision` and `kv` of a request may give, the latter two with any share above 0 to 1; `embedding_tasks` are
-    those of `task`, the first where it is left out.
+    those of `task`, the first where it is left out. `adapters` are served as models of their own, with this
+    one as their `parent`.
     """
 
     id: str
@@ -68,7 +69,7 @@ class ModelDescription(Answer):
     created: int
     owned_by: Literal["pocketvlm"]
     root: str
-    parent: None
+    parent: str | None
     max_model_len: int | None
     task: Task
     model_type: str
@@ -84,6 +85,7 @@ class ModelDescription(Answer):
     kv_policies: list[str]
     kv_default: KVDefault | None
     embedding_tasks: list[str]
+    adapters: list[str]
     gated: bool | None
     gates: list[dict[str, Any]]
     unmeasured: list[dict[str, Any]]

@@ -52,6 +52,7 @@ class StatusModel(Answer):
     weight_bytes: int
     context_tokens: int | None
     kv_cache: str | None
+    adapters: list[str]
     engines: dict[str, EngineAnswer]
 
 

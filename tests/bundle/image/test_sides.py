@@ -15,6 +15,7 @@ from bundle.image.fixed import Fixed
 from bundle.image.geometry import Geometry
 from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
+from bundle.image.padded_patches import PaddedPatches
 from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.split_area import SplitArea
 
@@ -23,6 +24,9 @@ FREE: dict[str, Geometry] = {
     "growing area": Area(step_px=28, least_px=784, most_px=100_000, grows=True),
     "most patches": MostPatches(patch_px=4, most_patches=60),
     "longest edge": LongestEdge(longest_px=92, step_px=12),
+    "padded patches": PaddedPatches(height_px=48, width_px=96, patch_px=12, colour=(1, 1, 1)),
+    "longest edge, always": LongestEdge(longest_px=96, step_px=12, scaling="always"),
+    "longest edge, in steps": LongestEdge(longest_px=96, step_px=12, scaling="in steps"),
     "canvas": Canvas(tile_px=16, most_tiles=4),
     "bounded": Bounded(shortest_px=20, longest_px=50, splits=True),
     "shortest edge": ShortestEdge(shortest_px=32, longest_px=56, step_px=8),

@@ -8,7 +8,7 @@ import pytest
 
 from bundle.errors import SettingsError
 from serving.access.keys import ApiKey, digest_of, keys_of_environment, new_key
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LONG = "0123456789abcdef"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from serving.api.app import create_app
-from serving.fake import EMBEDDING_SIZE, FAKE_EMBEDDER, TOKENS_PER_IMAGE, FakeClient
+from serving.fake import EMBEDDING_SIZE, FAKE_EMBEDDER, FakeClient
+from serving.fake_answers import TOKENS_PER_IMAGE
 from serving.settings import ApiSettings
 
 EMBEDDINGS = "/v1/embeddings"

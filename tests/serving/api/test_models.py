@@ -14,7 +14,8 @@ from serving.access.settings import AccessSettings
 from serving.api.app import create_app
 from serving.api.openapi import ROUTES
 from serving.fake import FakeClient
-from serving.settings import ApiSettings, load_settings
+from serving.settings import ApiSettings
+from serving.settings_sources import load_settings
 
 LOAD, UNLOAD = "/v1/models/load", "/v1/models/unload"
 PLAIN, ADMIN = "pvlm-plain-0123456789", "pvlm-admin-0123456789"

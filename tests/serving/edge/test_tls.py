@@ -15,7 +15,8 @@ import pytest
 
 from bundle.errors import SettingsError
 from serving.fake import FakeClient
-from serving.settings import ApiSettings, HttpSettings, ServerSettings, load_settings
+from serving.settings import ApiSettings, HttpSettings, ServerSettings
+from serving.settings_sources import load_settings
 from serving.tls import Certificate
 
 DAY = timedelta(days=1)

@@ -3,6 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
+from bundle.detokenizer import Detokenizer
 from bundle.text import Tokenizer
 from serving.models.answer import AnswerText, StopText
 from serving.protocol import SamplingParams
@@ -61,7 +62,7 @@ CHARACTERS = st.text("aé漢🙂", max_size=12)
 
 def said(text: str, sampling: SamplingParams) -> tuple[str, bool]:
     """Return what is shown of a text that comes a byte at a time, and whether it was stopped."""
-    answer = AnswerText(BYTES.detokenizer(), (), sampling)
+    answer = AnswerText(Detokenizer(BYTES), (), sampling)
     shown = ""
     for token_id in BYTES.encode(text):
         shown += answer.push(token_id)
@@ -88,7 +89,7 @@ def test_a_stop_that_ends_in_the_last_character_is_found_though_nothing_follows(
 
 
 def test_an_answer_that_ends_within_a_character_shows_that_it_is_broken() -> None:
-    answer = AnswerText(BYTES.detokenizer(), (), SamplingParams(stop=("x",)))
+    answer = AnswerText(Detokenizer(BYTES), (), SamplingParams(stop=("x",)))
     first, *_ = BYTES.encode("漢")
     assert answer.push(first) + answer.finish() == "\ufffd"
 

@@ -11,7 +11,8 @@ from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from runtime import encoders
 from serving.models import vision
 from serving.models.cut_image import CutImage
-from serving.models.vision import DecodedImage, VisionStage, encoder_identity
+from serving.models.images import DecodedImage
+from serving.models.vision import VisionStage, encoder_identity
 from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(intra_threads=1, vision_batch_tiles=3)

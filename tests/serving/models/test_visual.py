@@ -13,7 +13,7 @@ from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.prompt import ImagePrompt
 from bundle.prompt import Placeholder, Turn
 from serving.models.cut_image import CutImage
-from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage
+from serving.models.images import DecodedImage, DecodedVideo, EncodedImage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import ImagePart, Message, TextPart, VideoPart
 

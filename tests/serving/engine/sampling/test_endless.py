@@ -79,8 +79,8 @@ def test_a_long_chain_of_rules_is_followed_in_either_order(step: int) -> None:
 def test_what_would_take_too_long_counts_as_ending() -> None:
     names = np.random.default_rng(0).permutation(3000)
     rules = "\n".join(f"r{a}: r{b} r0" for a, b in zip(names, [*names[1:], names[0]], strict=True))
-    began_s = time.monotonic()
+    began_s = time.process_time()
     grammar_can_end(f"start: r0\n{rules}")
     mutual = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{j}"} for j in range(60)]} for i in range(60)}
     schema_can_end({"$ref": "#/$defs/a0", "$defs": mutual})
-    assert time.monotonic() - began_s < 10  # a second alone
+    assert time.process_time() - began_s < 10  # of a processor; one, usually

@@ -80,20 +80,20 @@ COSTLY = {
 
 @pytest.mark.parametrize(("kind", "text"), COSTLY.values(), ids=COSTLY.keys())
 def test_a_costly_structure_is_refused_or_followed_in_bounded_time(by_bytes: Any, kind: Any, text: str) -> None:
-    """Alone, the slowest takes under three seconds to compile; ten leave room for a machine that others use too."""
-    began_s = time.monotonic()
+    """The slowest takes under three seconds of a processor to compile; ten leave room for a slower one."""
+    began_s = time.process_time()
     structure = Structure(kind, text, "guided")
     try:
         state = by_bytes.state(structure, temperature=1.0, seed=0)
     except ParameterError:
         return
     finally:
-        assert time.monotonic() - began_s < 10
+        assert time.process_time() - began_s < 10
     rng = np.random.default_rng(0)
     for _ in range(30):
-        began_s = time.monotonic()
+        began_s = time.process_time()
         [choice] = Sampler().choose(rng.normal(size=(1, by_bytes.vocab_size)).astype(np.float32), [state])
-        assert time.monotonic() - began_s < 2.5
+        assert time.process_time() - began_s < 2.5
         if not isinstance(choice, Choice):
             assert isinstance(choice, ParameterError)
             return
