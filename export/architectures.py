@@ -22,6 +22,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "dinov2": "export.models.dinov2:Dinov2",
     "dinov2_with_registers": "export.models.dinov2:Dinov2",
     "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
+    "dots_ocr": "export.models.dots_ocr:DotsOcr",
     "florence2": "export.models.florence2_authors:open_florence2",
     "eve": "export.models.eve:Eve",
     "fuyu": "export.models.fuyu:Fuyu",
