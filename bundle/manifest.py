@@ -20,7 +20,7 @@ from bundle.grounding import KnownGrounding
 from bundle.layouts.prompt import ImagePrompt as ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
-from bundle.tensors import PIXEL_VALUES
+from bundle.tensors import ADAPTERS, PIXEL_VALUES
 
 FORMAT_VERSION = 2
 """Bumped when a reader of the previous version would misread a bundle. Version 1 is read too: `bundle.format_1`."""
@@ -295,11 +295,16 @@ class QuestionDims(Frozen):
         tokenizer: The bundle's file that cuts it into tokens: the encoder's own, which need not be the decoder's.
         tasks: Questions by the name that users write for them; where one has "{input}", what is asked goes there, and a
             name without stands alone.
+        before: Ids that the encoder reads before every question, those in whose places an image's features go among
+            them; of no tokenizer's making, and not counted by `max_tokens`.
+        prefix: Words that stand before every question, cut into tokens with it.
     """
 
     max_tokens: int = Field(gt=0, le=1 << 20)
     tokenizer: Text = Field(pattern=r"\.json$")
     tasks: dict[Text, Text] = Field(default_factory=dict, max_length=1 << 10)
+    before: tuple[TokenId, ...] = Field(default=(), max_length=1 << 14)
+    prefix: Lines = ""
 
 
 class FileRecord(Frozen):
@@ -375,12 +380,24 @@ class Manifest(Frozen):
             names = [name for name, part in self.components.items() if part.role == role and part.runs(phase)]
             if len(names) != 1:
                 raise ValueError(f"{len(names)} graphs run the {phase} of {role} ({', '.join(names)}); one must")
+        self._check_adapters()
         groups = {state.group for state in self.states if state.group is not None}
         if groups != set(range(len(groups))):
             raise ValueError(f"length groups of the states are {sorted(groups)}; they count up from 0")
         if len(schemes := {state.scheme for state in self.states if state.kind == "rows"}) > 1:
             raise ValueError(f"the rows of the states are stored as {', '.join(sorted(schemes))}; one scheme for all")
         return self
+
+    def _check_adapters(self) -> None:
+        held = () if self.decoder is None else self.decoder.adapters
+        if len({each.name for each in held}) != len(held):
+            raise ValueError(f"adapters are called {', '.join(each.name for each in held)}; each has a name of its own")
+        if not held:
+            return
+        roles = {"decoder", "vision_encoder"} if any(each.changes_vision for each in held) else {"decoder"}
+        for name, part in self.components.items():
+            if part.role in roles and all(spec.name != ADAPTERS for spec in part.inputs):
+                raise ValueError(f"{name} takes no {ADAPTERS}, and the manifest says that sequences choose some")
 
     @model_validator(mode="after")
     def _check_segments(self) -> Manifest:

@@ -66,7 +66,7 @@ class Placeholders:
         """
         spans: list[Span] = []
         for token, token_id in self.ids.items():
-            images = [image for image, layout in enumerate(layouts) if self._of(layout) == token]
+            images = [image for image, layout in enumerate(layouts) if self._filled_of(layout) == token]
             places = np.flatnonzero(token_ids == token_id)
             sizes = [self._image_prompt.num_tokens(layouts[image]) for image in images]
             if len(places) != sum(sizes):
@@ -77,6 +77,11 @@ class Placeholders:
             for image, of_image in zip(images, np.split(places, np.cumsum(sizes)[:-1]) if sizes else [], strict=True):
                 spans += _runs(image, of_image)
         return tuple(sorted(spans, key=attrgetter("start")))
+
+    def _filled_of(self, layout: TileLayout) -> str:
+        """Return the token in whose places the rows of an image, or of a video, stand."""
+        video = self._image_prompt.own_video
+        return self._image_prompt.image_token if video is not None and video.is_said_as_images else self._of(layout)
 
     def _of(self, layout: TileLayout) -> str:
         """Return the token that stands for an image, or for a video."""

@@ -247,7 +247,7 @@ class PromptBuilder:
         self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
     ) -> Prompt:
         places = self._image_prompt.places(len(token_ids), spans, layouts)
-        seen = self._image_prompt.seen(len(token_ids), spans)
+        seen = self._image_prompt.seen(token_ids, spans)
         memory = self._image_prompt.memory(len(token_ids), spans, layouts)
         return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts), seen=seen, memory=memory)
 

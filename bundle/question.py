@@ -60,14 +60,17 @@ class QuestionReader:
         """
         text, most = self._worded(question_of(turns)), self._dims.max_tokens
         self._tokenizer.check_characters(len(text), most, "the question, which an encoder reads beside the image,")
-        ids = self._tokenizer.encode_callers(text)
+        if self._dims.before:
+            ids = self._tokenizer.encode_harmless(self._dims.prefix + text)
+        else:
+            ids = self._tokenizer.encode_callers(self._dims.prefix + text)
         if len(ids) > most:
             raise ContextLengthError(
                 f"the question takes {len(ids)} tokens; the encoder that reads it beside the image holds {most}. "
                 "Shorten the last message.",
                 "messages",
             )
-        return tuple(ids)
+        return (*self._dims.before, *ids)
 
     def _worded(self, text: str) -> str:
         """Return a question as the model was trained on it, where it names a task."""

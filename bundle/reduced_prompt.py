@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import PromptError
+from bundle.layouts.prompt import Memory
 from bundle.prompt import Prompt, Span
 
 
@@ -24,7 +25,7 @@ def reduced(prompt: Prompt, kept: Sequence[npt.NDArray[np.int64]]) -> Prompt:
     Raises:
         PromptError: Its images stand in a memory, not in its tokens.
     """
-    if prompt.memory is not None:
+    if prompt.memory is not None and not prompt.memory.is_prompt:
         raise PromptError("the model's images stand in a memory beside its prompts, of which no token can be left out")
     is_kept = np.ones(prompt.num_tokens, np.bool_)
     for span in prompt.spans:
@@ -41,6 +42,7 @@ def reduced(prompt: Prompt, kept: Sequence[npt.NDArray[np.int64]]) -> Prompt:
         spans=_spans(prompt.spans, ends),
         positions=np.ascontiguousarray(prompt.positions[..., is_kept]),
         seen=None if prompt.seen is None else ends[prompt.seen[:, is_kept]],
+        memory=None if prompt.memory is None else Memory.of_prompt(int(ends[-1])),
     )
 
 

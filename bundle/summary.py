@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.gates import Gate, reasons
-from bundle.manifest import EmbedderDims, Manifest
+from bundle.manifest import DecoderDims, EmbedderDims, Manifest
 
 
 def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
@@ -24,6 +24,7 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
         if fixed_bytes := manifest.state_bytes_per_sequence:
             cache += f", and {fixed_bytes / 1024:.1f} KiB per sequence however long it is"
         yield f"context {manifest.decoder.max_positions} tokens; cache {cache}"
+        yield from _adapters(manifest.decoder)
     if manifest.embedder and manifest.reads_pairs:
         yield "scores of a query and a document, read together: the chance of yes, of yes and no"
     elif manifest.embedder:
@@ -49,6 +50,16 @@ def _vectors(dims: EmbedderDims) -> Iterator[str]:
     if dims.adapters:
         names = ", ".join(dims.adapter_names)
         yield escape(f"adapters that a request's task chooses, the first where it says none: {names}")
+
+
+def _adapters(dims: DecoderDims) -> Iterator[str]:
+    if not dims.adapters:
+        return
+    told = ", ".join(
+        f"{each.name} (rank {each.rank}, {each.num_layers} layers{', vision' if each.changes_vision else ''})"
+        for each in dims.adapters
+    )
+    yield escape(f"adapters that a request chooses as models: {told}")
 
 
 def _components(manifest: Manifest) -> Table:

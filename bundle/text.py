@@ -191,9 +191,16 @@ class Tokenizer:
         Raises:
             PromptError: As `encode_plain`.
         """
+        return self.with_special_tokens(self.encode_harmless(text))
+
+    def encode_harmless(self, text: str) -> list[int]:
+        """Return the ids of a text from a caller, in which no special token counts as such, with nothing around it.
+
+        Raises:
+            PromptError: As `encode_plain`.
+        """
         ids = self.encode(text)
-        is_harmless = self._special_ids.isdisjoint(ids)
-        return self.with_special_tokens(ids if is_harmless else self.encode_plain(text))
+        return ids if self._special_ids.isdisjoint(ids) else self.encode_plain(text)
 
     def encode_all_plain(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the ids of several texts, one behind the other, each as `encode_plain` returns them."""

@@ -29,6 +29,12 @@ _NANOVLM_KEYS = {"vit_hidden_dim", "lm_hidden_dim", "mp_pixel_shuffle_factor"}
 _OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LANGUAGE_MODEL = "language_model"
 """A folder in CLIP's with a language model that reads its texts, published apart (LLM2CLIP)."""
+TOWER_FOLDER = "vision_tower"
+"""A folder in a LLaVA's with the tower that its config names, published apart."""
+TOWER_KEY = "tower"
+"""What a config has of that folder: its `config`, and `images`, the settings of its image processor."""
+_NAMED_TOWER = "mm_vision_tower"
+_OF_TOWER = "model.vision_tower."
 PROMPTS = "prompt_learner.safetensors"
 """A file in CLIP's folder with prompts that were learned for it (MaPLe)."""
 CLIP_MODE = "clip_mode"
@@ -159,9 +165,37 @@ class Checkpoint:
             return cls(folder, config, tensors, files)._with_experts()
         inner, prompts = folder / LANGUAGE_MODEL, folder / PROMPTS
         found = cls(folder, config, tensors, files)
+        if _NAMED_TOWER in config and (folder / TOWER_FOLDER).is_dir():
+            return found.with_tower(folder / TOWER_FOLDER)
         if prompts.is_file():
             return found._prompted(prompts)
         return found._joined(inner) if inner.is_dir() else found
+
+    @property
+    def lacking_tower(self) -> str | None:
+        """What the config calls a tower whose weights are in another repository; None where nothing lacks."""
+        named = self.config.get(_NAMED_TOWER)
+        has_weights = any(name.startswith(_OF_TOWER) for name in self.tensors)
+        return None if named is None or has_weights or TOWER_KEY in self.config else str(named)
+
+    def with_tower(self, folder: Path) -> Checkpoint:
+        """Return this, with the tower of a folder: its sizes, its preprocessing, and its weights unless there are some.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+        """
+        stated = {
+            "config": _read_json(folder / "config.json"),
+            "images": _read_json(folder / "preprocessor_config.json"),
+        }
+        config = {**self.config, TOWER_KEY: stated}
+        if self.lacking_tower is None:
+            return Checkpoint(self.folder, config, self.tensors, self.files)
+        files = _weight_files(folder)
+        found = {name: tensor for file in files for name, tensor in read_header(file).items()}
+        of_images = {name: tensor for name, tensor in found.items() if name.startswith("vision_model.")} or found
+        tensors = {f"{_OF_TOWER}{_OF_TOWER.split('.')[1]}.{name}": tensor for name, tensor in of_images.items()}
+        return Checkpoint(self.folder, config, {**self.tensors, **tensors}, (*self.files, *files))
 
     def _prompted(self, file: Path) -> Checkpoint:
         """Return this, with the prompts of a file in it.

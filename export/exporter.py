@@ -36,7 +36,8 @@ from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
 from export.adapters import ADAPTERS, AdapterSet, found_adapters
 from export.architectures import load_family
-from export.checkpoint import Checkpoint
+from export.byte_pairs import MERGES
+from export.checkpoint import TOWER_FOLDER, Checkpoint
 from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
@@ -53,6 +54,7 @@ from export.segments import with_segments, write_segments
 from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
 from export.vision_language import VisionLanguage
+from export.vocabulary import Vocabulary
 from export.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
 _CUTS = ("matryoshka_dimensions", "matryoshka_dims")
 """Of a config, as vLLM reads it and as Jina's have it."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", VISUAL_EXIT]
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", MERGES, VISUAL_EXIT]
 
 
 def export_checkpoint(
@@ -115,10 +117,12 @@ def export_checkpoint(
     folder, label = located(str(checkpoint), say)
     label = printable(label)
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
-    source = Checkpoint.open(folder)
+    source = with_its_tower(Checkpoint.open(folder), say)
     family = load_family(source.config)
     if isinstance(family, VisionLanguage) and not Path(checkpoint).expanduser().is_dir():
         _fetch_folders(str(checkpoint), family)
+    if isinstance(family, VisionLanguage) and family.reads_vocabulary:
+        family.stated_ids = Vocabulary.read(folder, lower_cases=False).ids
     if family.reads_image_settings:
         family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
@@ -241,6 +245,24 @@ def located(
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
+        ) from error
+
+
+def with_its_tower(source: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
+    """Return a checkpoint with the tower that its config names, fetched where another repository holds it.
+
+    Raises:
+        CheckpointError: It is not there.
+    """
+    named = source.lacking_tower
+    if named is None:
+        return source
+    try:
+        return source.with_tower(located(named, say)[0])
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the checkpoint has no weights of its tower, mm_vision_tower {named!r}: {error}. Put the tower's "
+            f"config.json, preprocessor_config.json and weights into {source.folder / TOWER_FOLDER}"
         ) from error
 
 

@@ -20,7 +20,7 @@ from bundle.manifest import Component, ComponentName, Manifest
 from bundle.report import ComponentReport, EvaluationFacts, Report, write_report
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
-from export.exporter import export_checkpoint, located, read_decoder
+from export.exporter import export_checkpoint, located, read_decoder, with_its_tower
 from export.gguf_blocks import KEPT_KINDS
 from export.gguf_decoder import GgufTensor
 from export.kept_blocks import KeptLayers, keep_blocks
@@ -83,7 +83,7 @@ def limits_row(kept: Manifest) -> str:
 
 def _tensors(folder: Path, file: Path) -> dict[str, GgufTensor]:
     """Return the file's tensors by the names of the graphs' weights, a tied one under both."""
-    family = load_family(Checkpoint.open(folder).config)
+    family = load_family(with_its_tower(Checkpoint.open(folder), lambda line: None).config)
     found = read_decoder(file, family)
     kinds = Counter(tensor.kind.name for tensor in found.values())
     if not kinds.keys() & set(KEPT_KINDS):

@@ -21,7 +21,7 @@ from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import QuestionDims
 from bundle.question import QUESTION_TOKENIZER
-from bundle.text import TOKENIZER
+from bundle.text import TOKENIZER, Tokenizer
 from export.dual_encoder import DualEncoder
 from export.family import Family
 from export.found_processor import FoundProcessor
@@ -29,7 +29,7 @@ from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
 from export.settings_file import read_settings
 from export.spoken_tokens import with_spoken
-from export.vision_language import QuestionReading, VisionLanguage
+from export.vision_language import VisionLanguage
 from export.vocabulary import Vocabulary
 
 _VIDEO_FILE = "video_preprocessor_config.json"
@@ -111,6 +111,7 @@ def convert_processor(
     vocabulary = vocabulary.with_names(family.default_tokens)
     if isinstance(family, VisionLanguage):
         vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
+        vocabulary = vocabulary.cut_at_specials() if family.cuts_at_images else vocabulary
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
@@ -192,21 +193,30 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         pads_to_max=False,
         not_applied=_not_applied(found.generation),
         grounding=family.grounding(found),
-        question=_question(checkpoint, family.question, output),
+        question=_question(checkpoint, family, found, output),
     )
 
 
-def _question(checkpoint: Path, reading: QuestionReading | None, output: Path) -> QuestionDims | None:
+def _question(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> QuestionDims | None:
     """Write the tokenizer of a vision encoder that reads questions, and return what the manifest says of it.
 
     Raises:
         CheckpointError: It is missing or cannot be read.
         UnsupportedConfigError: It has a token that the encoder has no row for.
     """
+    reading = family.question
     if reading is None:
         return None
     if not reading.folder:
-        return QuestionDims(max_tokens=reading.max_tokens, tokenizer=TOKENIZER, tasks=dict(reading.tasks))
+        framed, prefix = family.before_questions(found)
+        before = Tokenizer.from_file(output / TOKENIZER).encode(framed) if framed else ()
+        return QuestionDims(
+            max_tokens=reading.max_tokens - len(before),
+            tokenizer=TOKENIZER,
+            tasks=dict(reading.tasks),
+            before=tuple(before),
+            prefix=prefix,
+        )
     vocabulary = Vocabulary.read(checkpoint / reading.folder, lower_cases=False)
     token, token_id = vocabulary.last
     if token_id >= reading.vocab_size:
@@ -339,7 +349,7 @@ def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabu
     """Return the ids that end generation: those that the files name, and the family's own."""
     if family.end_ids:
         return family.end_ids
-    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.end_tokens]
+    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.answer_ends(vocabulary.ids)]
     return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
 
 

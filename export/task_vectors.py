@@ -38,6 +38,11 @@ def with_open_heads(
             "--task-vectors replaces heads at the last token of a prompt, which others of a prompt of "
             f"{family.config['model_type']} see"
         )
+    if family.decoder.keeps_prompt:
+        raise UnsupportedConfigError(
+            f"--task-vectors runs answers of {family.config['model_type']} beside their prompts, all of which their "
+            "tokens see beyond their windows; that is not built"
+        )
     config, plan = family.decoder.config, plans["decoder"]
     width = config.num_heads * config.head_size
     open_heads(models["decoder"], config.num_layers, config.num_heads, config.head_size)

@@ -61,11 +61,14 @@ class VisionLanguage(Family):
         looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
         wants_image: There is no prompt without an image: what its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
+        reads_vocabulary: Graphs depend on how many tokens the tokenizer has.
+        cuts_at_images: Texts around an image are cut into tokens each by itself.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
         opens_once: The model's processor writes its `opening` only where the chat template has not.
         states_prefixes: It embeds as it is, and its checkpoint says what stands before queries and documents.
 
     Attributes:
+        stated_ids: Of the tokenizer's tokens, by their text, where `reads_vocabulary`.
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
         embedding: The decoder gives vectors, in the place of scores or beside them; None: it answers.
     """
@@ -82,8 +85,14 @@ class VisionLanguage(Family):
     end_tokens: ClassVar[tuple[str, ...]] = ()
     opens_once: ClassVar[bool] = False
     states_prefixes: ClassVar[bool] = False
+    reads_vocabulary: ClassVar[bool] = False
+    cuts_at_images: ClassVar[bool] = False
     takes_smaller_images: bool = False
     embedding: StateVectors | None = None
+
+    def __init__(self, config: Raw) -> None:
+        super().__init__(config)
+        self.stated_ids: Mapping[str, int] = {}
 
     @property
     def text_config(self) -> Raw:
@@ -199,6 +208,14 @@ class VisionLanguage(Family):
         """
         return {}
 
+    def answer_ends(self, ids: Collection[str]) -> Collection[str]:
+        """Return the tokens that end an answer as well as those that the checkpoint's files name.
+
+        Args:
+            ids: Texts of the tokenizer's tokens.
+        """
+        return self.end_tokens
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
@@ -214,6 +231,14 @@ class VisionLanguage(Family):
     def grounding(self, found: FoundProcessor) -> KnownGrounding | None:
         """Return how boxes stand in the model's answers; None where it says none."""
         return None
+
+    def before_questions(self, found: FoundProcessor) -> tuple[str, str]:
+        """Return what an encoder reads before every question.
+
+        First text with special tokens, those of an image among them ("": nothing but what the tokenizer puts around a
+        question), then words that are cut into tokens with the question.
+        """
+        return "", ""
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from bundle.errors import CheckpointError, PocketVLMError, UnsupportedConfigError
 from export.added_tokens import with_added_tokens
+from export.byte_pairs import byte_pair_tokenizer
 from export.cleaning import with_cleaning
 from export.lowercase import with_training_case
 from export.settings_file import read_settings
@@ -48,19 +49,21 @@ class Vocabulary:
             CheckpointError: There is no tokenizer, or it cannot be read.
         """
         path = checkpoint / "tokenizer.json"
-        if not path.is_file():
+        settings = read_settings(checkpoint / "tokenizer_config.json", required=False)
+        merged = None if path.is_file() else byte_pair_tokenizer(checkpoint, settings)
+        if not path.is_file() and merged is None:
             raise CheckpointError(
                 f"{path} is missing. A sentencepiece model alone is not read; save the tokenizer with transformers' "
                 "fast class, which writes tokenizer.json."
             )
-        read_settings(path)
-        settings = read_settings(checkpoint / "tokenizer_config.json", required=False)
+        if merged is None:
+            read_settings(path)
         legacy = read_settings(checkpoint / "special_tokens_map.json", required=False)
         named = {name: settings.get(name, legacy.get(name)) for name in _TOKEN_NAMES}
         tokens = {name: token_text(token) for name, token in named.items() if token is not None}
         added = read_settings(checkpoint / "added_tokens.json", required=False)
         try:
-            text = with_added_tokens(path.read_text(encoding="utf-8"), settings, legacy, added)
+            text = with_added_tokens(merged or path.read_text(encoding="utf-8"), settings, legacy, added)
             text, note = with_training_case(text, settings) if lower_cases else (text, None)
             text = text if cleans is None else with_cleaning(text, cleans)
         except PocketVLMError:
@@ -80,6 +83,20 @@ class Vocabulary:
         stated = {str(number): {"content": text, "special": True} for text, number in tokens.items()}
         text = with_added_tokens(self.text, {"added_tokens_decoder": stated}, {}, {})
         return replace(self, text=text, ids=_token_ids(json.loads(text)))
+
+    def cut_at_specials(self) -> Vocabulary:
+        """Return the vocabulary in which a text behind a special token begins as a text does, with a blank before it.
+
+        That is what becomes of texts that are cut there and made tokens each by itself.
+        """
+        content = json.loads(self.text)
+        before = content.get("pre_tokenizer") or {}
+        spaces = [each for each in (before, *before.get("pretokenizers", ())) if each.get("type") == "Metaspace"]
+        if not any(each.get("prepend_scheme") == "first" for each in spaces):
+            return self
+        for each in spaces:
+            each["prepend_scheme"] = "always"
+        return replace(self, text=json.dumps(content, ensure_ascii=False, indent=2))
 
     def with_names(self, names: Mapping[str, str]) -> Vocabulary:
         """Return the vocabulary with names of special tokens where the files have none, of tokens that it has."""

@@ -16,11 +16,17 @@ BIAS_INPUT = 10
 _MASKED_INPUTS = 7
 """Of a GroupQueryAttention with a mask of its own: states and lengths are the last."""
 _WINDOW = "pocketvlm.window"
+_FAR_ROWS = "pocketvlm.far_rows"
 
 
 def note_window(attention: ir.Node, window: int) -> None:
     """Write down how many rows an attention's tokens see whose mask is an input: the operator takes no window then."""
     attention.metadata_props[_WINDOW] = str(window)
+
+
+def note_far_rows(attention: ir.Node) -> None:
+    """Write down that sampled tokens see rows before their window, which no mask of the operator's own shows."""
+    attention.metadata_props[_FAR_ROWS] = "true"
 
 
 def make_causal(graph: ir.Graph) -> int:
@@ -39,7 +45,7 @@ def looks_ahead(attention: ir.Node) -> bool:
 
 
 def _make_causal(attention: ir.Node) -> bool:
-    if not looks_ahead(attention):
+    if not looks_ahead(attention) or _FAR_ROWS in attention.metadata_props:
         return False
     attention.resize_inputs(_MASKED_INPUTS)
     del attention.attributes["causal"]

@@ -59,7 +59,7 @@ class FilledPrompt:
             Placed(span.start, rows[image][start:end])
             for span, (image, start, end) in zip(spans, in_spans, strict=True)
         )
-        if memory is None:
+        if memory is None or memory.is_prompt:
             return cls(prompt, placed, adapter=adapter)
         held = np.concatenate([rows[image][start:end] for image, start, end in in_memory])
         return cls(prompt, placed, held, adapter)

@@ -99,7 +99,9 @@ def checkpoints() -> ModuleType:
     beside("blip_shapes")
     beside("deepseek_ocr_shapes")
     beside("qwen3_shapes")
-    return beside("checkpoints")
+    found = beside("checkpoints")
+    beside("piece_tokenizers")  # which imports them
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -22,14 +22,19 @@ class LongestEdge(KeepsShape):
     Attributes:
         longest_px: Of the longer side, before it is stretched to whole steps.
         step_px: Both sides are multiples of it.
+        scaling: Of the longer side: "down" to the bound where it exceeds it (Pixtral); "in steps": stretched to whole
+            steps first, and the other side is scaled with it (SOLO); "always" to the bound (EVE).
     """
 
     kind: Literal["longest-edge"] = "longest-edge"
     longest_px: EdgePx
     step_px: int = Field(gt=0, le=512)
+    scaling: Literal["down", "in steps", "always"] = "down"
 
     @model_validator(mode="after")
     def _check_bounds(self) -> LongestEdge:
+        if self.scaling != "down" and self.longest_px % self.step_px:
+            raise ValueError(f"sides of {self.longest_px} px at most are no whole steps of {self.step_px} px")
         if self.step_px > self.longest_px:
             raise ValueError(f"sides of {self.longest_px} px at most in steps of {self.step_px} px")
         return self
@@ -37,7 +42,8 @@ class LongestEdge(KeepsShape):
     @property
     def tile_size_px(self) -> tuple[int, int]:
         """(height, width) of a usual image, a square."""
-        side = self._stretched(min(_USUAL_SIDE_PX, self.longest_px))
+        usual = self.longest_px if self.scaling == "always" else min(_USUAL_SIDE_PX, self.longest_px)
+        side = self._stretched(usual)
         return side, side
 
     @property
@@ -57,7 +63,7 @@ class LongestEdge(KeepsShape):
         longest = math.isqrt(most_px) // self.step_px * self.step_px
         if longest < self.step_px:
             raise ValueError(f"the smallest images of the model are {self.step_px} x {self.step_px} pixels")
-        return LongestEdge(longest_px=longest, step_px=self.step_px)
+        return LongestEdge(longest_px=longest, step_px=self.step_px, scaling=self.scaling)
 
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the size that an image is scaled to; it is never cut.
@@ -65,17 +71,24 @@ class LongestEdge(KeepsShape):
         Raises:
             ImageError: It is so narrow that nothing would be left of its shorter side.
         """
-        # floats in the order in which the processor has them (`get_resize_output_image_size` of Pixtral's)
-        ratio = max(height_px / self.longest_px, width_px / self.longest_px)
-        height, width = height_px, width_px
-        if ratio > 1:
-            height, width = math.floor(height_px / ratio), math.floor(width_px / ratio)
+        height, width = self._scaled(height_px, width_px)
         if not min(height, width):
             raise ImageError(
                 f"the image is {width_px} x {height_px} pixels; with its long side at {self.longest_px}, less than a "
                 "pixel is left of the other. Crop it."
             )
         return TileLayout(whole_px=(self._stretched(height), self._stretched(width)))
+
+    def _scaled(self, *sides_px: int) -> list[int]:
+        """Return sides before what is left is stretched, of floats in the order in which processors have them."""
+        long = max(sides_px)
+        if self.scaling == "always":  # `compute_basehw` of EVE's
+            return [math.ceil(self.longest_px * side / long / self.step_px) * self.step_px for side in sides_px]
+        if self.scaling == "in steps":  # `get_resize_output_image_size` of SOLO's
+            longest = min(self._stretched(long), self.longest_px)
+            return [longest if side == long else int(longest * side / long) for side in sides_px]
+        ratio = max(side / self.longest_px for side in sides_px)  # the same of Pixtral's
+        return [math.floor(side / ratio) if ratio > 1 else side for side in sides_px]
 
     def _stretched(self, side_px: int) -> int:
         """Return a side in whole steps."""

@@ -28,12 +28,14 @@ class OverlappingCrops(Geometry):
         crop_px: Edge of a crop.
         window_px: From one crop to the next: what is not margin.
         most_crops: Of a canvas.
+        takes_videos: Frames of a video are one crop each, which the model does not take for images.
     """
 
     kind: Literal["overlapping_crops"] = "overlapping_crops"
     crop_px: EdgePx
     window_px: EdgePx
     most_crops: int = Field(gt=0, le=_MOST_CROPS)
+    takes_videos: bool = False
 
     @model_validator(mode="after")
     def _check_crops(self) -> OverlappingCrops:
@@ -64,6 +66,10 @@ class OverlappingCrops(Geometry):
     def for_frames(self) -> WholeCrop:
         """One crop, whatever the frame's size."""
         return WholeCrop(crop_px=self.crop_px)
+
+    def of_video(self, num_frames: int, width_px: int, height_px: int) -> WholeCrop | None:
+        """Return the geometry of each frame of a video; None: the model takes frames as images alone."""
+        return WholeCrop(crop_px=self.crop_px) if self.takes_videos else None
 
     def within(self, most_px: int) -> OverlappingCrops:
         """Return the geometry with canvases of so many pixels at most.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from PIL import Image
@@ -59,7 +60,7 @@ class PaddedWithTiles(Geometry):
     def sides(self) -> Sides:
         """Those of a tile and of the large square."""
         shorter, longer = sorted((self.tile_px, self.whole_px))
-        return Sides(shorter, longer, self.whole_px, max(longer - shorter, 1))
+        return Sides(shorter, longer, self.whole_px, math.gcd(shorter, longer))
 
     @property
     def is_cut_at_once(self) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from bundle.image.layout import TileLayout
-from bundle.layouts.prompt import Features, ImagePrompt
+from bundle.layouts.prompt import Features, ImagePrompt, Memory, Span
 
 
 class DeepSeekOcrPrompt(ImagePrompt):
@@ -90,6 +91,16 @@ class DeepSeekOcrPrompt(ImagePrompt):
         side = math.isqrt(self.tokens_of_tile)
         grid = patches.reshape(layout.rows, layout.cols, side, side, size).transpose(0, 2, 1, 3, 4)
         return with_ends(grid.reshape(layout.rows * side, layout.cols * side, size), tiles[0, -2])
+
+
+class UnlimitedOcrPrompt(DeepSeekOcrPrompt):
+    """As DeepSeek-OCR's, all of which stays in sight of an answer's tokens, whatever windows they have."""
+
+    kind: Literal["unlimited_ocr"] = "unlimited_ocr"  # type: ignore[assignment]
+
+    def memory(self, num_tokens: int, spans: Sequence[Span], layouts: Sequence[TileLayout]) -> Memory:
+        """Return what is seen of a prompt: all of it."""
+        return Memory.of_prompt(num_tokens)
 
 
 def with_ends(picture: Features, end: Features) -> Features:

@@ -37,9 +37,9 @@ class MoondreamPrompt(ImagePrompt):
                 "messages",
             )
 
-    def seen(self, num_tokens: int, spans: Sequence[Span]) -> Int64 | None:
+    def seen(self, token_ids: Int64, spans: Sequence[Span]) -> Int64 | None:
         """Return [2, T] the half-open stretch that each token sees: all up to an image's end, for those before it."""
-        own = np.arange(num_tokens, dtype=np.int64)
+        own = np.arange(len(token_ids), dtype=np.int64)
         seen = np.stack([own, own + 1])
         for span in spans:
             seen[:, : span.end] = [[0], [span.end]]

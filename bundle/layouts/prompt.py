@@ -64,12 +64,21 @@ class Memory:
         holds_all: All rows of all images stand there in order, however many the encoder gives, and every token sees
             them: `pieces` and `seen` are told once they are there (`filled`).
         leaves_spans: Rows of features that no piece holds take the places of image tokens, as spans say.
+        is_prompt: It is no memory of images but the prompt itself, all of whose rows stay in sight.
     """
 
     pieces: tuple[tuple[int, int, int], ...]
     seen: Int64
     holds_all: bool = False
     leaves_spans: bool = False
+    is_prompt: bool = False
+
+    @classmethod
+    def of_prompt(cls, num_tokens: int) -> Memory:
+        """Return what tokens see of a prompt whatever windows they have: all of it."""
+        return cls(
+            (), np.tile(np.array([0, num_tokens, 1], np.int64), (num_tokens, 1)), leaves_spans=True, is_prompt=True
+        )
 
     def filled(self, num_rows: Sequence[int]) -> Memory:
         """Return the memory of images that have so many rows each."""
@@ -176,15 +185,16 @@ class ImagePrompt(Frozen, ABC):
         """
         return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
 
-    def seen(self, num_tokens: int, spans: Sequence[Span]) -> Int64 | None:
+    def seen(self, token_ids: Int64, spans: Sequence[Span]) -> Int64 | None:
         """Return [2, T] the half-open stretch that each token sees beside those before it; None: there is none.
 
         Args:
-            num_tokens: T.
+            token_ids: [T].
             spans: The tokens of images, in order.
         """
         if self.looks_ahead == "nowhere":
             return None
+        num_tokens = len(token_ids)
         own = np.arange(num_tokens, dtype=np.int64)
         if self.looks_ahead == "prompt":
             return np.stack([np.zeros_like(own), np.full_like(own, num_tokens)])

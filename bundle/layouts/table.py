@@ -8,10 +8,11 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
-from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
+from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt, UnlimitedOcrPrompt
 from bundle.layouts.deepseek_vl2 import DeepSeekVL2Prompt
 from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.encoded import EncodedPrompt
+from bundle.layouts.eve import EvePrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
@@ -36,6 +37,7 @@ from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.solo import SoloPrompt
 from bundle.layouts.texthawk import TextHawkPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
@@ -46,6 +48,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | DeepSeekVL2Prompt
     | EmbeddingGemma2Prompt
     | EncodedPrompt
+    | EvePrompt
     | Florence2Prompt
     | FuyuPrompt
     | Gemma3Prompt
@@ -70,7 +73,9 @@ KnownImagePrompt: TypeAlias = Annotated[
     | PaliGemmaPrompt
     | PixtralPrompt
     | Qwen2VLPrompt
+    | SoloPrompt
     | TextHawkPrompt
+    | UnlimitedOcrPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

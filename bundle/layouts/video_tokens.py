@@ -18,6 +18,7 @@ class VideoTokens(Frozen):
         start_token: Before the tokens of each group, behind the words that say when it was (Qwen3-VL); empty: the
             groups follow one another without a word.
         end_token: Behind the tokens of each group, where there is one before them.
+        is_said_as_images: What stands for a video becomes image tokens, which its rows replace (Molmo 2).
     """
 
     token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
@@ -26,3 +27,4 @@ class VideoTokens(Frozen):
     tokens_per_second: float | None = Field(default=None, gt=0, le=1e4)
     start_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
     end_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
+    is_said_as_images: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -50,57 +51,96 @@ class _Attention(Module):
         self.o_proj = Linear(inner, sizes.pooled_size, rows=rows[0])
         self.sizes = sizes
 
-    def forward(self, op: OpBuilder, query: ir.Value, patches: ir.Value, bias: ir.Value) -> ir.Value:
-        """Return [I, N, pooled] of queries [I, N, F] over patches [I, N, K, F]; bias [N, K, 1] is added to scores."""
+    def forward(self, op: OpBuilder, patches: ir.Value, cuts: Sequence[_Cut]) -> ir.Value:
+        """Return [I, N, pooled] of patches [I, height, width, F], the windows of one cut behind those of another."""
+        inner = self.sizes.num_heads * self.sizes.head_size
+        keys, values = self.k_proj(op, patches), self.v_proj(op, patches)
+        means = [cut.mean(op, patches, self.sizes.in_size) for cut in cuts]
+        queries = self.q_proj(op, _joined(op, means))
+        start: ir.Value | list[int] = [0]
+        read = []
+        for cut in cuts:
+            end = op.Add(start, cut.count)
+            asked = op.Slice(queries, start, end, [1])
+            read.append(self._read(op, asked, cut.windows(op, keys, inner), cut.windows(op, values, inner), cut.bias))
+            start = end
+        return self.o_proj(op, _joined(op, read))
+
+    def _read(self, op: OpBuilder, asked: ir.Value, keys: ir.Value, values: ir.Value, bias: ir.Value) -> ir.Value:
+        """Return [I, n, H*C] of queries [I, n, H*C], keys and values [I, n, K, H*C]; bias [1, n, K, 1] is added."""
         heads, size = self.sizes.num_heads, self.sizes.head_size
-        asked = op.Reshape(self.q_proj(op, query), [0, 0, 1, heads, size])
-        keys, values = (op.Reshape(each(op, patches), [0, 0, 0, heads, size]) for each in (self.k_proj, self.v_proj))
+        asked = op.Reshape(asked, [0, 0, 1, heads, size])
+        keys, values = (op.Reshape(each, [0, 0, 0, heads, size]) for each in (keys, values))
         scores = op.Mul(op.ReduceSum(op.Mul(asked, keys), [-1], keepdims=0), float(size) ** -0.5)
         shares = op.Softmax(op.Add(scores, bias), axis=2)
         read = op.ReduceSum(op.Mul(op.Unsqueeze(shares, [-1]), values), [2], keepdims=0)
-        return self.o_proj(op, op.Reshape(read, [0, 0, heads * size]))
+        return op.Reshape(read, [0, 0, heads * size])
+
+
+def _joined(op: OpBuilder, parts: list[ir.Value]) -> ir.Value:
+    return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=1)
 
 
 class PooledWindows(Module):
-    """Patches of a grid to rows of the decoder's width, one for each window of `pool` patches, row by row.
+    """Patches of a grid to rows of the decoder's width, one for each window, row by row.
 
     A grid that is no whole number of windows is taken to have a margin, the smaller half of it before the first patch;
     windows at its edges hold fewer patches.
 
     Args:
         sizes: Of its parts.
-        pool: Height and width of a window in patches.
-        rows: Windows, and patches, of one crop.
+        pools: Height and width of a window in patches; of each, all windows are given, behind those of the one before.
+        rows: Windows of the first, and patches, of one crop.
         name: Where the checkpoint keeps it.
     """
 
-    def __init__(self, sizes: PoolSizes, pool: tuple[int, int], rows: tuple[int, int], name: str) -> None:
+    def __init__(self, sizes: PoolSizes, pools: Sequence[tuple[int, int]], rows: tuple[int, int], name: str) -> None:
         super().__init__(name)
         self.image_pooling_2d = _Attention(sizes, rows)
         self.image_projector = GatedMLP(sizes, rows=rows[0], in_size=sizes.pooled_size)
-        self.pool, self.size = pool, sizes.in_size
+        self.pools = tuple(pools)
 
     def forward(self, op: OpBuilder, patches: ir.Value, grid: Grid) -> ir.Value:
         """Return [I, N, D] of patches [I, height, width, F]."""
-        axes = [_Windows(op, length, side) for length, side in zip((grid.height, grid.width), self.pool, strict=True)]
-        windows = self._windows(op, patches, axes, self.size)
-        shape = op.Concat([1], grid.height, grid.width, [1], axis=0)
-        inside = self._windows(op, op.Expand(op.Constant(value_float=1.0), shape), axes, 1)
-        mean = op.Div(op.ReduceSum(windows, [2], keepdims=0), op.ReduceSum(inside, [2], keepdims=0))
-        bias = op.Mul(op.Sub(1.0, inside), MASKED)
-        return self.image_projector(op, self.image_pooling_2d(op, mean, windows, bias))
+        cuts = [_Cut(op, grid, pool) for pool in self.pools]
+        return self.image_projector(op, self.image_pooling_2d(op, patches, cuts))
 
-    def _windows(self, op: OpBuilder, x: ir.Value, axes: list[_Windows], size: int) -> ir.Value:
+
+class _Cut:
+    """A grid cut into windows of one size.
+
+    Args:
+        op: The builder.
+        grid: Its sides.
+        pool: Height and width of a window.
+
+    Attributes:
+        count: [1] int64, windows.
+        bias: [1, N, K, 1] added to scores, where a window reaches into the margin.
+    """
+
+    def __init__(self, op: OpBuilder, grid: Grid, pool: tuple[int, int]) -> None:
+        sides = zip((grid.height, grid.width), pool, strict=True)
+        self._down, self._across = (_Windows(op, length, side) for length, side in sides)
+        self._pool = pool
+        self.count = op.Mul(self._down.num, self._across.num)
+        ones = op.Expand(op.Constant(value_float=1.0), op.Concat([1], grid.height, grid.width, [1], axis=0))
+        inside = self.windows(op, ones, 1)
+        self._held = op.ReduceSum(inside, [2], keepdims=0)
+        self.bias = op.Mul(op.Sub(1.0, inside), MASKED)
+
+    def mean(self, op: OpBuilder, x: ir.Value, size: int) -> ir.Value:
+        """Return [I, N, size] the means of what windows hold of x [I, height, width, size]."""
+        return op.Div(op.ReduceSum(self.windows(op, x, size), [2], keepdims=0), self._held)
+
+    def windows(self, op: OpBuilder, x: ir.Value, size: int) -> ir.Value:
         """Return [I, N, K, size] of x [I, height, width, size], zero in the margin."""
-        down, across = axes
-        rows, cols = self.pool
+        down, across = self._down, self._across
+        rows, cols = self._pool
         pads = op.Concat([0], down.before, across.before, [0, 0], down.behind, across.behind, [0], axis=0)
-        padded = op.Pad(x, pads)
-        split = op.Reshape(padded, op.Concat([-1], down.num, [rows], across.num, [cols, size], axis=0))
-        count = op.Mul(down.num, across.num)
-        return op.Reshape(
-            op.Transpose(split, perm=[0, 1, 3, 2, 4, 5]), op.Concat([-1], count, [rows * cols, size], axis=0)
-        )
+        split = op.Reshape(op.Pad(x, pads), op.Concat([-1], down.num, [rows], across.num, [cols, size], axis=0))
+        shape = op.Concat([-1], self.count, [rows * cols, size], axis=0)
+        return op.Reshape(op.Transpose(split, perm=[0, 1, 3, 2, 4, 5]), shape)
 
 
 class _Windows:

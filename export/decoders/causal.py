@@ -103,12 +103,26 @@ class CausalDecoder(Module):
         num_shared = len(self.decoder.shared_states)
         shared = () if self.shared is None else self.shared(op, given[:num_shared], more)
         states = self._of_layers(given[num_shared:])
-        lengths = self._lengths(op, inputs_embeds, past_lengths, others[0] if first else None, states)
+        lengths = self._lengths(op, inputs_embeds, past_lengths, others, states)
         around = [Around(angles, of_layer, more, shared) for of_layer in lengths]
         hidden, left = self.stack(op, inputs_embeds, position_ids, around, states, logits_indices)
         queries = [each.queries for each in left if each.queries is not None]
         vectors = [] if self.vectors is None else [self.vectors(op, hidden)]
         return self._logits(op, hidden), *vectors, *queries, *(state for each in left for state in each.states)
+
+    def _sight(
+        self, op: OpBuilder, x: ir.Value, past_lengths: ir.Value, window: int | None, others: Sequence[ir.Value]
+    ) -> Sight:
+        """Return how far tokens see; `others` are what the graph takes beside embeddings, positions and lengths."""
+        if self.decoder.sight_inputs:
+            return Sight(window, others[0], self.decoder.skips_text)
+        if window is None or not self.decoder.keeps_prompt:
+            return Sight(window)
+        tokens = op.Range(0, op.Squeeze(op.Shape(x, start=1, end=2), [0]), 1)
+        own = op.Add(op.Unsqueeze(past_lengths, [1]), tokens)
+        prompt = op.Gather(others[0], 1, axis=2)
+        behind = op.Min(op.Sub(op.Sub(prompt, 1), own), 0)  # the last of the prompt is before the token, or it itself
+        return Sight(window, op.Concat(op.Unsqueeze(own, [0]), op.Unsqueeze(behind, [0]), axis=0), is_behind=True)
 
     def _logits(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
         logits, cap = self.lm_head(op, hidden), self.logit_softcap
@@ -125,7 +139,7 @@ class CausalDecoder(Module):
         op: OpBuilder,
         x: ir.Value,
         past_lengths: ir.Value,
-        around: ir.Value | None,
+        others: Sequence[ir.Value],
         states: Sequence[Sequence[ir.Value]],
     ) -> list[Lengths]:
         """Return the lengths of each layer's group as far as it sees; the caches of a group are as long as another."""
@@ -139,7 +153,7 @@ class CausalDecoder(Module):
             source, window = self.decoder.source_of(number), self.decoder.window_of(number)
             group = config.length_groups[number if source is None else source]
             if (group, window) not in made:
-                sight = Sight(window, around, self.decoder.skips_text)
+                sight = self._sight(op, x, of_group[group], window, others)
                 made[group, window] = self.dialect.lengths(op, x, of_group[group], caches[group], sight)
             found.append(made[group, window])
         return found

@@ -25,9 +25,11 @@ class Decoder(ABC):
 
     Class attributes:
         position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
-        has_head_bias: The output matrix has biases.
+        keeps_prompt: Its tokens see all of the prompt before them, however far layers with windows see; `inputs` begin
+            with `memory_seen`, whose second numbers are how many rows that is.
 
     Attributes:
+        has_head_bias: The output matrix has biases.
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
         looks_ahead: Its tokens may see others behind them, which an input tells; the family sets it.
         skips_text: Of those behind them they see tokens alone that look ahead as well; the family sets it.
@@ -36,7 +38,8 @@ class Decoder(ABC):
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
-    has_head_bias: ClassVar[bool] = False
+    keeps_prompt: ClassVar[bool] = False
+    has_head_bias: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Self
 
 from bundle.errors import UnsupportedConfigError
 from export.config import DecoderConfig, ExpertsConfig, Raw, read_sizes, require
@@ -52,7 +53,7 @@ class DeepSeekMoe(Decoder):
         self._has_experts = has_experts
 
     @classmethod
-    def read(cls, raw: Raw) -> DeepSeekMoe:
+    def read(cls, raw: Raw) -> Self:
         """Return the decoder that a text config describes."""
         full = {**DEFAULTS, **{key: value for key, value in raw.items() if value is not None}}
         _refuse(full)

@@ -81,6 +81,19 @@ class Gemma3Text(Gemma):
             read_scale(merged),
         )
 
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        return self._scale
+
+    def has_window(self, number: int) -> bool:
+        """Return whether a layer is one of those with windows, however long."""
+        return self._kinds[number]
+
+    def angles_of(self, number: int) -> int:
+        """Return which of the decoder's angles a layer turns by."""
+        return _LOCAL if self._kinds[number] else _GLOBAL
+
     def window_of(self, number: int) -> int | None:
         """Return how many rows the tokens of a layer see; None: all."""
         return self._windows[number]
@@ -98,7 +111,7 @@ class Gemma3Text(Gemma):
         config = self.config
         query_norm, key_norm = (GemmaNorm(config.head_size, config.rms_norm_eps, dialect) for _ in range(2))
         attention = CachedAttention(config, dialect, number, (query_norm, key_norm), scale=self._scale)
-        return FourNorms(config, dialect, attention, GatedMLP(config), _LOCAL if self._kinds[number] else _GLOBAL)
+        return FourNorms(config, dialect, attention, GatedMLP(config), self.angles_of(number))
 
 
 def _read_rope(merged: Raw, kind: str) -> dict[str, object]:

@@ -51,7 +51,9 @@ DECODERS: Mapping[str, str] = {
     "qwen3_5_text": "export.decoders.qwen3_5_text:Qwen35Text",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
     "stablelm": "export.decoders.stablelm:StableLM",
+    "unlimited_ocr_text": "export.decoders.unlimited_ocr_text:UnlimitedOcrText",
     "unival_text": "export.decoders.unival:UnIVALText",
+    "t5gemma2_decoder": "export.decoders.t5gemma2_decoder:T5Gemma2Decoder",
     "trocr": "export.decoders.trocr:TrOCR",
 }
 """`model_type` of a text config to "module:Class"."""

@@ -32,6 +32,18 @@ def _padded_with_tiles(full: Settings, source: str) -> PaddedWithTiles:
     )
 
 
+def _unlimited(full: Settings, source: str) -> PaddedWithTiles:
+    size, longest = full["size"], max(full["size"].values())
+    if full["crop_to_patches"]:
+        return _padded_with_tiles(full, source)
+    if longest <= int(full["maximum_pad_value"]):
+        raise UnsupportedConfigError(
+            f"{source}: crop_to_patches is false with size = {size!r} up to maximum_pad_value, where images are "
+            "stretched; built are images that are padded: crop_to_patches true, or a larger size"
+        )
+    return _padded_with_tiles({**full, "crop_to_patches": True}, source).for_frames
+
+
 DEEPSEEK_OCR2 = ImageProcessor(
     {
         **SHARED,
@@ -45,4 +57,8 @@ DEEPSEEK_OCR2 = ImageProcessor(
         "image_std": HALF,
     },
     _padded_with_tiles,
+)
+
+UNLIMITED_OCR = ImageProcessor(
+    {**DEEPSEEK_OCR2.defaults, "tile_size": 640, "max_patches": 32, "maximum_pad_value": 640}, _unlimited
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from export.image_processors.aria import ARIA
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
-from export.image_processors.deepseek_ocr2 import DEEPSEEK_OCR2
+from export.image_processors.deepseek_ocr2 import DEEPSEEK_OCR2, UNLIMITED_OCR
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.deit import DEIT
@@ -90,6 +90,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Siglip2ImageProcessor": SIGLIP2,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
+    "UnlimitedOcrImageProcessor": UNLIMITED_OCR,
     "ViTFeatureExtractor": VIT,
     "TextHawkImageProcessor": TEXTHAWK,
     "Tipsv2ImageProcessor": TIPSV2,

@@ -6,6 +6,7 @@ What stands in the place of a decoder looks both ways and keeps nothing: the bun
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -71,7 +72,9 @@ class ColModernVBert(TwoWayEmbedder, Idefics3):
     text_prefix = _TEXT
     can_take_smaller_images = False
     looks_ahead = ModernVBertPrompt.looks_ahead
-    renames = ((r"(connector\.modality_projection)\.weight$", r"\1.proj.weight"),)
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"(connector\.modality_projection)\.weight$", r"\1.proj.weight"),
+    )
     unused = (*Idefics3.unused, r"vlm\.vision_model\.head\..*")
 
     def __init__(self, config: Raw) -> None:
@@ -108,16 +111,25 @@ class ColModernVBert(TwoWayEmbedder, Idefics3):
         """
         return ModernVBertPrompt(**super().image_prompt(found).model_dump(exclude={"kind"}))
 
+    def around_query(self, found: FoundProcessor) -> tuple[str, str]:
+        """Return what stands before a text and behind it.
+
+        Raises:
+            UnsupportedConfigError: A token is not in the vocabulary.
+        """
+        found.vocabulary.id_of(_END, "the token behind a query")
+        return found.settings.get("query_prefix") or "", _END * _NUM_AUGMENTING
+
     def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str:
         """Return an image before the wish to describe it, and a text as a query, as the processor writes both."""
         before, after = around_text(found)
+        query, behind = self.around_query(found)
         visual = f"<|begin_of_text|>User:{prompt.image_token}Describe the image.{_END}\nAssistant:"
-        found.vocabulary.id_of(_END, "the token behind a query")
         pieces = {
             "before": before,
             "visual": found.settings.get("visual_prompt_prefix") or visual,
-            "query": found.settings.get("query_prefix") or "",
-            "behind": _END * _NUM_AUGMENTING,
+            "query": query,
+            "behind": behind,
             "after": after,
         }
         return _TEMPLATE % {name: f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" for name, text in pieces.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, PaddedWithTiles
@@ -11,13 +10,12 @@ from export.config import Raw, require, sub_config
 from export.found_processor import FoundProcessor
 from export.image_processors.deepseek_ocr2 import GREY
 from export.image_processors.image_processor import HALF
+from export.models.authors_towers import tower_of, towers_of, with_language
 from export.models.deepseek_ocr import DeepSeekOcr
 from export.models.deepseek_ocr2 import TEMPLATE, DeepSeekOcr2
 from export.models.deepseek_vl2 import DeepSeekVL2
 from export.vision_language import VisionLanguage
 
-_LAYERS = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
-"""Keys of a tower in `vision_config.width`, and what they are called here."""
 _QUERY_READER: Raw = {
     "hidden_size": 896,
     "intermediate_size": 4864,
@@ -43,20 +41,6 @@ def open_authors_layout(config: Raw) -> VisionLanguage:
             f"deepseek_vl_v2 of {name}: built are {', '.join(_CLASSES)}, and deepseek_vl of transformers"
         )
     return _CLASSES[name](config)
-
-
-def with_language(config: Raw, kind: str) -> dict[str, Any]:
-    """Return a config whose decoder's part, `language_config` of the authors, is `text_config`, of a kind."""
-    stated = sub_config(config, "text_config" if "text_config" in config else "language_config")
-    return {**config, "text_config": {**stated, "model_type": kind}}
-
-
-def towers_of(vision: Raw) -> Mapping[str, Raw]:
-    """Return the towers of the authors' `vision_config` by their names, in transformers' keys."""
-    return {
-        name: {_LAYERS.get(key, key): value for key, value in tower.items()}
-        for name, tower in sub_config(vision, "width").items()
-    }
 
 
 class _OfAuthors:
@@ -100,11 +84,7 @@ class AuthorsDeepSeekOcr(_OfAuthors, DeepSeekOcr):
 
     def __init__(self, config: Raw) -> None:
         _refuse(config)
-        towers = towers_of(sub_config(config, "vision_config"))
-        sam, clip = towers.get("sam_vit_b", {}), dict(towers.get("clip-l-14-224", {}))
-        if "hidden_size" in clip:
-            clip = {"intermediate_size": 4 * clip["hidden_size"], **clip}
-        vision = {"sam_config": sam, "encoder_config": clip}
+        vision = towers_of(sub_config(config, "vision_config"))
         super().__init__({**with_language(config, "deepseek_v2"), "vision_config": vision})
 
 
@@ -115,11 +95,11 @@ class AuthorsDeepSeekOcr2(_OfAuthors, DeepSeekOcr2):
 
     def __init__(self, config: Raw) -> None:
         _refuse(config)
-        towers = towers_of(sub_config(config, "vision_config"))
-        reader = dict(towers.get("qwen2-0-5b", {}))
+        stated = sub_config(config, "vision_config")
+        reader = dict(tower_of(stated, "qwen2-0-5b"))
         if "dim" in reader:
             reader["hidden_size"] = reader.pop("dim")
-        vision = {"sam_config": towers.get("sam_vit_b", {}), "encoder_config": {**_QUERY_READER, **reader}}
+        vision = {"sam_config": tower_of(stated, "sam_vit_b"), "encoder_config": {**_QUERY_READER, **reader}}
         super().__init__({**with_language(config, "deepseek_v2"), "vision_config": vision})
 
     def counted(self, found: FoundProcessor, side_px: int) -> int:

@@ -12,10 +12,12 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, OverlappingCrops
 from bundle.layouts.molmo2 import Molmo2Prompt
 from bundle.layouts.prompt import LooksAhead
+from bundle.layouts.video_tokens import VideoTokens
 from export.config import Raw, require, sub_config
 from export.connectors.pooled_windows import PooledWindows, PoolSizes
 from export.decoders.molmo2_text import DEFAULTS as TEXT_DEFAULTS
 from export.found_processor import FoundProcessor
+from export.image_processors.image_processor import edge_of
 from export.image_processors.molmo2 import MOLMO2
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
@@ -39,6 +41,9 @@ _OLDER_TABLE = ("wte.embedding", "wte.new_embedding")
 _TOWER, _PROJECTOR = "model.vision_tower", "model.multi_modal_projector"
 _FOR_IMAGE = "<|image|>"
 """What chat templates write for an image."""
+_FOR_VIDEO, _PATCH = "<|video|>", "<im_patch>"
+_FRAME_POOL = (3, 3)
+"""Windows of a frame, in patches: transformers' and the published processors' `pooling_size` of videos."""
 
 
 class _Placeholder(Module):
@@ -155,6 +160,15 @@ class Molmo2(VisionLanguage):
         return int(height), int(width)
 
     @property
+    def _pools(self) -> tuple[tuple[int, int], ...]:
+        """Windows of images, and of frames where these have whole ones."""
+        return (self._pool, _FRAME_POOL) if self._takes_videos else (self._pool,)
+
+    @property
+    def _takes_videos(self) -> bool:
+        return self.embedding is None and not any(self._tower.grid % side for side in _FRAME_POOL)
+
+    @property
     def _overlap(self) -> Overlap:
         before, behind = self.stated_images.get("overlap_margins") or MOLMO2.defaults["overlap_margins"]
         return Overlap(self._tower.grid, int(before), int(behind), self._tower.patch_size_px)
@@ -213,10 +227,10 @@ class Molmo2(VisionLanguage):
             hidden_act=adapter["hidden_act"],
             hidden_size=size,
         )
-        rows = self._tokens_per_crop, self._tokens_per_crop * self._pool[0] * self._pool[1]
+        rows = self._tokens_per_crop, self._tower.grid**2
         return _Vision(
             Molmo2Tower(self._tower, self._overlap, self._layers, dialect, _TOWER),
-            PooledWindows(sizes, self._pool, rows, _PROJECTOR),
+            PooledWindows(sizes, self._pools, rows, _PROJECTOR),
             _Placeholder(self._placeholder_id, size, f"{self.text_prefix}.embed_tokens"),
         )
 
@@ -240,11 +254,18 @@ class Molmo2(VisionLanguage):
         starts_apart = _said(settings, "use_single_crop_start_token", default=True)
         start, end, line_end = "<im_start>", "<im_end>", "<im_col>"
         crop_start = "<low_res_im_start>" if starts_apart else start
-        for token in (start, end, line_end, crop_start):
-            vocabulary.id_of(token, "a token of images")
+        written = (start, end, line_end, crop_start)
+        ids = {token: vocabulary.id_of(token, "a token of images") for token in written}
+        video = self._video_tokens(found, start, end)
+        around = () if video is None else (video.start_token, video.end_token)
+        ids |= {token: vocabulary.id_of(token, "a token of frames") for token in around}
         return Molmo2Prompt(
-            image_token="<im_patch>",
-            image_token_id=found.image_token_id({"image_token_id": self._placeholder_id}, "<im_patch>"),
+            image_token=_PATCH,
+            image_token_id=found.image_token_id({"image_token_id": self._placeholder_id}, _PATCH),
+            seen_ids=tuple(sorted({self._placeholder_id, *ids.values()})),
+            frame_pool=_FRAME_POOL if self._takes_videos else None,
+            ends_frame_lines=_said(settings, "video_use_col_tokens", default=False),
+            video=video,
             tokens_per_tile=self._tokens_per_crop,
             crop_start_token=crop_start,
             start_token=start,
@@ -255,6 +276,40 @@ class Molmo2(VisionLanguage):
             patch_px=self._tower.patch_size_px,
             pool=self._pool,
             crop_px=self._tower.image_size_px,
+        )
+
+    def with_frames(self, spec: ImageSpec, settings: Raw, source: str) -> ImageSpec:
+        """Return the preprocessing with that of a video's frames, which are one crop each.
+
+        Raises:
+            UnsupportedConfigError: Frames of another size, or pooled otherwise than the model was trained with.
+        """
+        if not self._takes_videos or not isinstance(spec.geometry, OverlappingCrops):
+            return spec
+        if "max_crops" not in settings:  # else they are those of images, in files of before there were videos
+            pool, size = (settings.get(key) for key in ("pooling_size", "size"))
+            side = self._tower.image_size_px
+            if tuple(pool or _FRAME_POOL) != _FRAME_POOL or (size is not None and edge_of(size) != side):
+                raise UnsupportedConfigError(
+                    f"{source}: pooling_size {pool!r} and size {size!r}; built are frames of one crop, {side} pixels, "
+                    f"pooled by {list(_FRAME_POOL)}, as the model was trained"
+                )
+        return spec.model_copy(update={"geometry": spec.geometry.model_copy(update={"takes_videos": True})})
+
+    def _video_tokens(self, found: FoundProcessor, start: str, end: str) -> VideoTokens | None:
+        """Return what stands for a video, with what is around each frame; None: frames are images."""
+        geometry, ids = found.spec.geometry, found.vocabulary.ids
+        if not isinstance(geometry, OverlappingCrops) or not geometry.takes_videos or _FOR_VIDEO not in ids:
+            return None
+        if _said(found.settings, "use_frame_special_tokens", default=True):
+            start, end = "<frame_start>", "<frame_end>"
+        return VideoTokens(
+            token=_FOR_VIDEO,
+            token_id=ids[_FOR_VIDEO],
+            num_frames=1,
+            start_token=start,
+            end_token=end,
+            is_said_as_images=True,
         )
 
 

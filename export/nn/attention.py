@@ -116,7 +116,20 @@ class CachedAttention(Module):
 
         `bias` as of `Dialect.cached_attention`.
         """
-        query, key = projected[:2]
+        query, key = self.turned(op, projected[:2], angles, of_queries)
+        attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads, bias)
+        attended = attended if self.out_norm is None else self.out_norm(op, attended)
+        return attended, present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
+
+    def turned(
+        self,
+        op: OpBuilder,
+        projected: tuple[ir.Value, ir.Value],
+        angles: Angles | None,
+        of_queries: Angles | None = None,
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return projected queries and keys normed and turned, under the names that passes know them by."""
+        query, key = projected
         if not self.norms_turned:
             query, key = self._both_normed(op, query, key)
         if angles is not None:
@@ -126,9 +139,7 @@ class CachedAttention(Module):
         if self.norms_turned:
             query, key = self._both_normed(op, query, key)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
-        attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads, bias)
-        attended = attended if self.out_norm is None else self.out_norm(op, attended)
-        return attended, present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
+        return query, key
 
     def _both_normed(self, op: OpBuilder, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
         heads = self.heads

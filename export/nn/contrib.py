@@ -12,7 +12,7 @@ from bundle.errors import UnsupportedConfigError
 from export.nn.dialect import MASKED, CacheRows, Dialect, Heads, Lengths, Sight
 from export.nn.recurrence import ByOperators, Recurrence
 from export.nn.seen_rows import is_seen
-from graphs.causal import note_window
+from graphs.causal import note_far_rows, note_window
 from graphs.store import CONTRIB
 
 _GROUP_QUERY_HEAD_MULTIPLE = 8
@@ -138,6 +138,8 @@ class Contrib(Dialect):
         )
         if masks and lengths.sight.window is not None:
             note_window(attended.producer(), lengths.sight.window)
+        if lengths.sight.is_behind:
+            note_far_rows(attended.producer())
         return attended, CacheRows(present_key, present_value)
 
     def attention_over(

@@ -135,23 +135,27 @@ class MemoryAttention(Module):
         grouped = op.Transpose(op.Reshape(query, [0, 0, heads.num_kv, shared, size]), perm=[0, 2, 1, 3, 4])
         rows = op.Reshape(grouped, [0, heads.num_kv, -1, size])
         scores = op.Mul(op.MatMul(rows, keys), heads.scale)
-        weights = op.Softmax(op.Add(scores, _bias(op, seen, keys, shared)), axis=-1)
+        weights = op.Softmax(op.Add(scores, memory_bias(op, seen, keys, shared)), axis=-1)
         attended = op.Reshape(op.MatMul(weights, values), [0, heads.num_kv, -1, shared, heads.size])
         merged = op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3, 4]), [0, 0, heads.num * heads.size])
         merged = merged if self.out_norm is None else self.out_norm(op, merged)
         return op.Mul(self.o_proj(op, merged), _sees_some(op, seen))
 
 
-def _bias(op: OpBuilder, seen: ir.Value, keys: ir.Value, shared: int) -> ir.Value:
+def memory_bias(op: OpBuilder, seen: ir.Value, keys: ir.Value, shared: int) -> ir.Value:
     """Return [B, 1, T*shared, M]: 0 where a token sees a row, very negative where it does not."""
     row = op.Range(0, op.Squeeze(op.Shape(keys, start=3, end=4), [0]), 1)
     first, end = (op.Slice(seen, [at], [at + 1], [2]) for at in (0, 1))
     is_seen = op.And(op.GreaterOrEqual(row, first), op.Less(row, end))
-    bias = op.Unsqueeze(op.Where(is_seen, 0.0, MASKED), [2])
-    tokens, memory = op.Shape(bias, start=0, end=2), op.Shape(bias, start=3, end=4)
-    wide = op.Expand(bias, op.Concat(tokens, [shared], memory, axis=0))
-    images, behind = op.Shape(seen, start=0, end=1), op.Concat([1, -1], memory, axis=0)
-    return op.Reshape(wide, op.Concat(images, behind, axis=0))
+    return by_query(op, op.Where(is_seen, 0.0, MASKED), shared)
+
+
+def by_query(op: OpBuilder, bias: ir.Value, shared: int) -> ir.Value:
+    """Return [B, 1, T*shared, N] of what tokens have [B, T, N], for each of the queries that share a head."""
+    tokens, rows = op.Shape(bias, start=0, end=2), op.Shape(bias, start=2, end=3)
+    wide = op.Expand(op.Unsqueeze(bias, [2]), op.Concat(tokens, [shared], rows, axis=0))
+    batch, behind = op.Shape(bias, start=0, end=1), op.Concat([1, -1], rows, axis=0)
+    return op.Reshape(wide, op.Concat(batch, behind, axis=0))
 
 
 def _sees_some(op: OpBuilder, seen: ir.Value) -> ir.Value:

@@ -51,11 +51,13 @@ class Sight:
         window: Rows that it sees of those, itself among them; None: all.
         around: [2, B, T] as of `bundle.tensors.SEEN_AROUND`; None: nothing else.
         skips_text: Of what lies around it and behind, it sees tokens alone that see around themselves as well.
+        is_behind: What is around lies before the token, sampled ones too: it is no more than far back.
     """
 
     window: int | None = None
     around: ir.Value | None = None
     skips_text: bool = False
+    is_behind: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -95,13 +97,44 @@ class PackedLinear(Module):
         return product if self.bias is None else op.Add(product, self.bias)
 
 
-class Embedding(Module):
-    """Rows of a table by id, times a scale where there is one."""
+class _LongerTable(Weight):
+    """A table with rows of 0 behind those that the checkpoint has."""
 
-    def __init__(self, num_rows: int, size: int, *, name: str | None = None, scale: float = 1.0) -> None:
+    def __init__(self, num_rows: int, size: int, num_stored: int) -> None:
+        super().__init__(num_rows, size, label=Label("table"))
+        self.num_stored = num_stored
+
+    def fits(self, stored: tuple[int, ...]) -> bool:
+        """Return whether a checkpoint tensor of that shape holds the rows that it should have."""
+        return stored == (self.num_stored, int(self.shape[1]))
+
+    def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Return the rows, and those of 0."""
+        (stored,) = parts
+        return np.pad(stored, ((0, int(self.shape[0]) - len(stored)), (0, 0)))
+
+
+class Embedding(Module):
+    """Rows of a table by id, times a scale where there is one.
+
+    Args:
+        num_rows: Ids are below it.
+        size: D.
+        name: Where the checkpoint keeps it; the attribute's name by default.
+        scale: What rows are multiplied by.
+        num_stored: Rows that the checkpoint has, where these are fewer: nothing reads the others.
+    """
+
+    def __init__(
+        self, num_rows: int, size: int, *, name: str | None = None, scale: float = 1.0, num_stored: int | None = None
+    ) -> None:
         super().__init__(name)
         self.scale = scale
-        self.weight = Weight(num_rows, size, label=Label("table"))
+        self.weight = (
+            Weight(num_rows, size, label=Label("table"))
+            if num_stored is None
+            else _LongerTable(num_rows, size, num_stored)
+        )
 
     def forward(self, op: OpBuilder, ids: ir.Value) -> ir.Value:
         """Return [..., size] from [...] int64."""

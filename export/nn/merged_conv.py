@@ -53,7 +53,7 @@ class Branch:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return kernel and biases as part of a convolution whose kernel has that shape."""
         left = [part.astype(np.float64) for part in parts]
-        kernel = _identity(shape) if self.kernel is None else _padded(left.pop(0), shape[-1])
+        kernel = _identity(shape) if self.kernel is None else _padded(left.pop(0), shape)
         bias = np.zeros(shape[0]) if self.bias is None else left.pop(0)
         if self.norm is not None:
             gain, shift, mean, variance = (left.pop(0) for _ in _NORM)
@@ -71,9 +71,10 @@ def _identity(shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     return kernel
 
 
-def _padded(kernel: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float64]:
-    around = (side - kernel.shape[-1]) // 2
-    return np.pad(kernel, ((0, 0), (0, 0), (around, around), (around, around)))
+def _padded(kernel: npt.NDArray[np.float64], shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Return the kernel in the middle of a larger one."""
+    around = [(whole - own) // 2 for whole, own in zip(shape[2:], kernel.shape[2:], strict=True)]
+    return np.pad(kernel, ((0, 0), (0, 0), *((each, each) for each in around)))
 
 
 class _Merged(Weight):
@@ -98,8 +99,8 @@ class _Merged(Weight):
 
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Return whether a checkpoint tensor of that shape is one of the parts."""
-        given, per_group, _, _ = self._kernel_shape
-        kernels = {(given, per_group, branch.side, branch.side) for branch in self._branches}
+        given, per_group, height, _ = self._kernel_shape
+        kernels = {(given, per_group, min(branch.side, height), branch.side) for branch in self._branches}
         return stored in kernels | {(given,), (given, 1, 1)}
 
     def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -112,7 +113,7 @@ class _Merged(Weight):
 
 
 class MergedConv(Module):
-    """A square convolution that keeps height and width or divides them by its stride, from branches of training.
+    """A convolution that keeps height and width or divides them by its stride, from branches of training.
 
     Args:
         sizes: Channels in and out.
@@ -120,16 +121,25 @@ class MergedConv(Module):
         branches: What it is the sum of.
         stride: Of both axes.
         groups: As many channels apart from each other.
+        is_flat: The kernel is a row [1, side], over texts as images of one row; else a square.
     """
 
     def __init__(
-        self, sizes: tuple[int, int], side: int, branches: Sequence[Branch], *, stride: int = 1, groups: int = 1
+        self,
+        sizes: tuple[int, int],
+        side: int,
+        branches: Sequence[Branch],
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        is_flat: bool = False,
     ) -> None:
         super().__init__("")
-        shape = (sizes[1], sizes[0] // groups, side, side)
+        self._sides = [1 if is_flat else side, side]
+        shape = (sizes[1], sizes[0] // groups, *self._sides)
         self.weight = _Merged(shape, "reparam_conv.weight", branches, is_bias=False)
         self.bias = _Merged(shape, "reparam_conv.bias", branches, is_bias=True)
-        self._side, self._stride, self._groups = side, stride, groups
+        self._stride, self._groups = stride, groups
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [I, out, height, width] from [I, in, height, width]."""
@@ -137,8 +147,8 @@ class MergedConv(Module):
             x,
             self.weight,
             self.bias,
-            kernel_shape=[self._side] * 2,
+            kernel_shape=self._sides,
             strides=[self._stride] * 2,
-            pads=[self._side // 2] * 4,
+            pads=[side // 2 for side in self._sides] * 2,
             group=self._groups,
         )

@@ -89,14 +89,23 @@ class _Alone(Module):
         return self.reparam_conv(op, x)
 
 
-_MIXER = (
-    Branch(None),
-    Branch("mixer.conv_kxk.0.conv.weight", 3, norm="mixer.conv_kxk.0.bn", scale="layer_scale.gamma"),
-    Branch("mixer.conv_scale.conv.weight", 1, norm="mixer.conv_scale.bn", scale="layer_scale.gamma"),
-    Branch(None, norm="mixer.identity", scale="layer_scale.gamma"),
-    Branch(None, norm="norm.identity", scale="layer_scale.gamma", sign=-1),
-)
-"""RepMixer in training (FastViT, section 3.2.1): x, and a part of what a mixer adds to x without its norm."""
+def mixer_branches(side: int, *, has_scale: bool = True) -> tuple[Branch, ...]:
+    """Return RepMixer in training (FastViT, section 3.2.1): x, and a part of what a mixer adds to x without its norm.
+
+    Args:
+        side: Of the mixer's kernel.
+        has_scale: It has a branch of side 1.
+    """
+    scaled = Branch("mixer.conv_scale.conv.weight", 1, norm="mixer.conv_scale.bn", scale="layer_scale.gamma")
+    return (
+        Branch(None),
+        Branch("mixer.conv_kxk.0.conv.weight", side, norm="mixer.conv_kxk.0.bn", scale="layer_scale.gamma"),
+        *((scaled,) if has_scale else ()),
+        Branch(None, norm="mixer.identity", scale="layer_scale.gamma"),
+        Branch(None, norm="norm.identity", scale="layer_scale.gamma", sign=-1),
+    )
+
+
 _POSITIONS = (Branch(None), Branch("pos_enc.weight", 7, bias="pos_enc.bias"))
 """Positions by a convolution, beside what they are added to (arXiv 2102.10882)."""
 
@@ -139,7 +148,7 @@ class _MixerBlock(Module):
 
     def __init__(self, config: FastViTConfig, channels: int, inner: int, *, rows: int) -> None:
         super().__init__()
-        self.token_mixer = _Alone(config, channels, 3, _MIXER)
+        self.token_mixer = _Alone(config, channels, 3, mixer_branches(3))
         self.mlp = _FeedForward(channels, inner, rows=rows)
         self.layer_scale = _Scale(channels)
 

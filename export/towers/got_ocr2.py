@@ -18,6 +18,7 @@ from export.nn.norms import LayerNorm
 from export.nn.patches import Grid
 from export.nn.vit import PatchEmbedding, tower_heads
 from graphs.labels import Label
+from graphs.wide_keys import note_wide_keys
 
 DEFAULTS: Raw = {
     "hidden_size": 768,
@@ -147,7 +148,10 @@ class _Attention(Module):
     def forward(self, op: OpBuilder, x: ir.Value, side: Side) -> ir.Value:
         """Return [B, side * side, D] from [B, side * side, D]."""
         query, key = self._longer_query(op, self.query(op, x), side), self._longer_key(op, self.key(op, x), side)
-        return self.proj(op, self.dialect.attention(op, query, key, self.value(op, x), self.heads, None))
+        attended = self.dialect.attention(op, query, key, self.value(op, x), self.heads, None)
+        if not isinstance(side, int):
+            note_wide_keys(attended)
+        return self.proj(op, attended)
 
     def _longer_query(self, op: OpBuilder, query: ir.Value, side: Side) -> ir.Value:
         num, size = self.heads.num, self.heads.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+from bundle import tensors
 from bundle.errors import MachineError, QuantizationError
 from bundle.manifest import Manifest, Target
 from bundle.states import CacheScheme, State
@@ -45,6 +46,11 @@ def coded_states(manifest: Manifest, scheme: str, target: Target) -> tuple[State
         raise QuantizationError(
             f"--kv-cache {scheme}: {manifest.name} keeps {', '.join(state.input for state in fixed[:3])}, of kind "
             f"{fixed[0].kind}; codes are for keys and values, one row a token. Leave --kv-cache out"
+        )
+    if any(spec.name == tensors.MEMORY_SEEN for part in manifest.components.values() for spec in part.inputs):
+        raise QuantizationError(
+            f"--kv-cache {scheme}: tokens of {manifest.name}'s answers see all of a prompt beyond their windows, which "
+            "kernels for codes have no mask for. Leave --kv-cache out"
         )
     try:
         return tuple(state.coded(known) for state in manifest.states)

@@ -21,7 +21,8 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
 
     Raises:
         QuantizationError: TensorRT does not know ONNX Runtime's own operators; or heads are replaced, attention looks
-            forward, images go into a memory or are seen with a question, all of which is built for the CPU alone.
+            forward, images go into a memory or are seen with a question, all of which is built for the CPU alone; or
+            sequences choose adapters, which have no form for CUDA.
     """
     if target != "cpu" and (memory := [state.input for state in manifest.states if state.kind == "memory"]):
         raise QuantizationError(
@@ -34,6 +35,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             f"--target {target}: attention of {manifest.name} looks forward, which is built and measured on the CPU "
             "alone; leave --target out"
         )
+    if target != "cpu" and tensors.MEMORY_SEEN in inputs:
+        raise QuantizationError(
+            f"--target {target}: tokens of {manifest.name}'s answers see all of a prompt beyond their windows, which "
+            "is built and measured on the CPU alone; leave --target out"
+        )
     if target == "cuda" and tensors.PER_LAYER_INPUTS in inputs:
         raise QuantizationError(
             f"--target cuda: layers of {manifest.name} read the caches of others, which is built and measured "
@@ -43,6 +49,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
         raise QuantizationError(
             f"{manifest.name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "
             f"checkpoint without it for --target {target}"
+        )
+    if target == "cuda" and tensors.ADAPTERS in inputs:
+        raise QuantizationError(
+            f"--target cuda: {manifest.name} holds adapters that a request chooses, which have no form for CUDA yet; "
+            "take --target cpu, or merge one adapter with export --lora FOLDER"
         )
     if target != "cpu" and manifest.question is not None:
         raise QuantizationError(

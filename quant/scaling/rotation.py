@@ -254,11 +254,23 @@ class _Search:
         if producer is not None and producer.op_type == "Add" and producer not in self._linears:
             biases = [value for value in producer.inputs if value is not None and _length(value)]
             terms = [value for value in producer.inputs if value is not None and not _length(value)]
+            if not biases:
+                return self._writes(producer)
             if len(biases) != 1 or len(terms) != 1 or len(biases[0].uses()) != 1:
                 return False
             self._biases.append(biases[0])
             producer = terms[0].producer()
+        return self._writes(producer)
+
+    def _writes(self, producer: ir.Node | None) -> bool:
+        """Return whether what a node gives is made by linear layers that can be turned, and note them.
+
+        They are one, or one and an adapter's that is added to it.
+        """
         linear = None if producer is None else self._linears.get(producer)
+        if producer is not None and linear is None and producer.op_type == "Add":
+            terms = [value for value in producer.inputs if value is not None and len(value.uses()) == 1]
+            return len(terms) == 2 and all(self._writes(term.producer()) for term in terms)
         if linear is None or not _owns_weight(linear):
             return False
         if linear.bias is not None:
@@ -276,7 +288,7 @@ class _Search:
             if linear is None or not _owns_weight(linear):
                 return None
             label = Label.try_read(linear.weight)
-            if label is not None and label.role != "linear":
+            if label is not None and label.role not in ("linear", "adapter"):
                 return None
             found.append(linear)
         return tuple(found)

@@ -81,6 +81,11 @@ def _refuse_unbuilt(manifest: Manifest, component: Component) -> None:
             f"{component.file}: tokens of an image or a prompt that see one another run together, however many, "
             "and an engine has a longest run; serve the bundle on ONNX Runtime"
         )
+    if any(spec.name == tensors.MEMORY_SEEN for spec in component.inputs):
+        raise SettingsError(
+            f"{component.file}: tokens of an answer see all of a prompt beyond their windows, which is built and "
+            "measured on the CPU alone; serve the bundle on ONNX Runtime's CPU"
+        )
     if any(spec.name == tensors.QUESTION_IDS for spec in component.inputs):
         raise SettingsError(
             f"{component.file} reads questions of any length beside images, and its runs on a device have one size "

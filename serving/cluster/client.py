@@ -133,8 +133,8 @@ class RayClient:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
-        card = self._card(request.model)
-        request = replace(carrying(request), model=card.engine_model, adapter=card.adapter or request.adapter)
+        model, adapter = self._named(request.model)
+        request = replace(carrying(request), model=model, adapter=adapter or request.adapter)
         split = self._splits.get(request.model)
         if split is None:
             events = self._generate(request)
@@ -191,9 +191,9 @@ class RayClient:
 
     async def _whole(self, request: WholeRequest, method: Callable[[Any], Any]) -> Any:
         """Return the answer of a replica's method to a request."""
-        request = replace(request, model=self._card(request.model).engine_model)
-        split = self._splits.get(request.model)
-        model = request.model if split is None else split.variant_of(request)
+        name, _ = self._named(request.model)
+        request, split = replace(request, model=name), self._splits.get(name)
+        model = name if split is None else split.variant_of(request)
         replicas, own = self._of(model), replace(request, model=model)
         with ExitStack() as places:
             if replicas.held is not None:
@@ -247,20 +247,20 @@ class RayClient:
         common = tuple(adapter for adapter in card.adapters if all(adapter in each for each in held))
         return replace(card, name=canary.name, adapters=common)
 
-    def _card(self, name: str) -> ModelCard:
-        """Return a served model, or an adapter of one.
+    def _named(self, name: str) -> tuple[str, str]:
+        """Return the model, or the canary, that a request means, and the adapter of it, or "".
 
         Raises:
             ModelNotFoundError: None has that name.
         """
-        if name in self._cards:
-            return self._cards[name]
+        if name in self._replicas or name in self._splits:
+            return name, ""
         cards = self._served()
         card = found_card(cards, name)
         if card is None:
-            told = ", ".join(each.name for each in cards)
+            told = ", ".join(dict.fromkeys([*self._replicas, *(each.name for each in cards)]))
             raise ModelNotFoundError(f"no model {name!r} is served; there are {told}", "model")
-        return card
+        return card.engine_model, card.adapter
 
     def _of(self, model: str) -> Replicas:
         return self._replicas[model]

@@ -180,7 +180,7 @@ class Preparing:
 
     def _num_kept(self, prompt: Prompt, images: Sequence[EncodedImage], reduction: ImageReduction | None) -> int:
         """Return how many of a prompt's image tokens are of images that were not encoded for it."""
-        if prompt.memory is not None:  # whose rows take no places in the prompt
+        if prompt.memory is not None and not prompt.memory.is_prompt:  # whose rows take no places in the prompt
             return sum(span.end - span.start for span in prompt.spans if images[span.image].is_kept)
         return self.reducing.num_places(reduction, sum(image.num_rows for image in images if image.is_kept))
 

@@ -51,7 +51,7 @@ def process() -> Callable[..., Done]:
         program = f"import sys; sys.modules.update(dict.fromkeys({without!r})); import pocketvlm; pocketvlm.main()"
         start = ["-c", program] if without else ["-m", "pocketvlm"]
         command = [sys.executable, *start, *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, input=stdin)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, input=stdin)
 
     return call
 

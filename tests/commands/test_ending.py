@@ -30,7 +30,7 @@ pocketvlm.main()
 
 
 def ended(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, **options)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_results_that_find_no_room_are_one_line_and_exit_code_one(clip_bundle: P
         with open("/dev/full", "w", encoding="utf-8") as full:
             command = [sys.executable, "-m", "pocketvlm", "inspect", str(clip_bundle), *options]
             done = subprocess.run(
-                command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+                command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=600
             )
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1, done.stderr
@@ -75,7 +75,7 @@ def test_results_that_find_no_room_are_one_line_and_exit_code_one(clip_bundle: P
 def test_words_that_find_no_room_stop_no_work(smolvlm_bundle: Path) -> None:
     command = [sys.executable, "-m", "pocketvlm", "run", str(smolvlm_bundle), "hi", "--max-tokens", "1"]
     with open("/dev/full", "w", encoding="utf-8") as full:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, check=False, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, check=False, timeout=600)
     assert done.returncode == 0
     assert done.stdout.endswith(b"\n")
 

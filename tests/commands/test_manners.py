@@ -220,7 +220,7 @@ def apart(names: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[st
 
     def run(program: str, arguments: tuple[str, ...], **more: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", program, *(argument.format(**names, **more) for argument in arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
     return run
 

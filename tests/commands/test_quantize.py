@@ -51,7 +51,7 @@ def test_another_model_is_handled_where_there_is_no_reference_folder(clip_bundle
     ]
     line = json.dumps([[str(word) for word in call] for call in calls])
     command = [sys.executable, "-c", CALLS, line]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     for call in calls:
         assert f"{call[0]} 0" in done.stderr.splitlines(), done.stderr

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def demo(folder: Path) -> str:
     command = [sys.executable, "-m", "pocketvlm", "demo", "--folder", str(folder), "--samples", "9"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

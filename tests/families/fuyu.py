@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from typing import Any
 
 from checkpoints import save_model, write_json
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from piece_tokenizers import BYTES, LETTERS, save_pieces
+from tokenizers import models
 from weight_shapes import Config, Shapes, linear_shapes, norm_shapes
 
 SPEAKER, NEWLINE, END, TEXT, ANSWER = "|SPEAKER|", "|NEWLINE|", "|ENDOFTEXT|", "<s>", "<0x04>"
-LETTERS = [letter for letter in string.printable if letter not in " \t\n\r\x0b\x0c"]
 WORDS = ["▁What", "▁is", "▁it", "t?", "▁the", "▁in", "em", "▁ple", "ase", "Com", "pare", "|SPEAK", "R|"]
-BYTES = [f"<0x{number:02X}>" for number in range(256)]
-"""Its pieces for what no other spells, as sentencepiece has them; the fifth ends a prompt about an image."""
+# the fifth byte ends a prompt about an image
 PIECES = ["<unk>", TEXT, "</s>", "▁", *LETTERS, *WORDS, SPEAKER, "|unused|", END, NEWLINE, *BYTES]
 SPEAKER_ID, END_ID = PIECES.index(SPEAKER), PIECES.index(END)
 VOCABULARY = len(PIECES) + 3
@@ -91,7 +89,7 @@ def save(folder: Path, config: Config) -> None:
 
 
 def save_tokenizer(folder: Path, *, begins: bool) -> None:
-    """Write a tokenizer as sentencepiece's unigram models become: a blank before every text, bytes for what is rare.
+    """Write a tokenizer as sentencepiece's unigram models become.
 
     Args:
         folder: Where to.
@@ -101,15 +99,6 @@ def save_tokenizer(folder: Path, *, begins: bool) -> None:
     scores = [-float(len(PIECES) + 10 * (len(piece) == 1) - at) / 20 for at, piece in enumerate(PIECES)]
     certain = {"<unk>", TEXT, "</s>", SPEAKER, NEWLINE, *BYTES}
     pieces = [(piece, 0.0 if piece in certain else score) for piece, score in zip(PIECES, scores, strict=True)]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    backend.add_special_tokens([AddedToken(text, normalized=False) for text in ("<unk>", TEXT, "</s>")])
-    if begins:
-        backend.post_processor = processors.TemplateProcessing(f"{END} $A", special_tokens=[(END, END_ID)])
-    backend.save(str(folder / "tokenizer.json"))
     added = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False, "special": True}
     settings = {  # but for numbers, what is published
         "add_bos_token": True,
@@ -122,11 +111,11 @@ def save_tokenizer(folder: Path, *, begins: bool) -> None:
         "legacy": True,
         "pad_token": None,
         "spaces_between_special_tokens": False,
-        "tokenizer_class": "LlamaTokenizer",
         "unk_token": "<unk>",
         "use_default_system_prompt": True,
     }
-    write_json(folder / "tokenizer_config.json", settings)
+    model = models.Unigram(pieces, unk_id=0, byte_fallback=True)
+    save_pieces(folder, model, (END, END_ID) if begins else None, **settings)
 
 
 def conversations(given: dict[str, list[Any]]) -> dict[str, list[Any]]:

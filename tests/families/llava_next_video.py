@@ -84,3 +84,18 @@ def processor(folder: Path) -> Any:
         chat_template=TEMPLATE,
         **{name: told[name] for name in names},
     )
+
+
+class Videos:
+    """In the place of transformers' processor of videos, which wants torchvision: frames by CLIP's on Pillow."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import CLIPImageProcessorPil
+
+        told = json.loads((folder / "processor_config.json").read_text())["video_processor"]
+        self._frames = CLIPImageProcessorPil(**{key: each for key, each in told.items() if "type" not in key})
+
+    def __call__(self, videos: list[list[Any]], **_: Any) -> dict[str, Any]:
+        """Return pixels [1, frames, 3, height, width] of one video."""
+        (frames,) = videos
+        return {"pixel_values_videos": self._frames(images=frames, return_tensors="pt")["pixel_values"][None]}

@@ -6,9 +6,11 @@ transformers' own.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from checkpoints import PAD, RESCALING, save_byte_tokenizer, save_model, save_processor, write_json
 from safetensors.numpy import load_file, save_file
 from weight_shapes import Config, Shapes, decoder_shapes, linear_shapes, norm_shapes
@@ -39,6 +41,8 @@ TEMPLATE = (
     "{% set shown.number = shown.number + 1 %}{% endfor %}{% endfor %}"
     "{% for number in range(shown.number) %}"
     "{{ '' if shown.number == 1 else 'Image ' ~ (number + 1) }}<|image|>{% endfor %}"
+    "{% for message in messages %}{% for part in message.content if part.type == 'video' %}<|video|>"
+    "{% endfor %}{% endfor %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -161,16 +165,11 @@ def _quieten(path: Path) -> None:
     save_file(weights, path, {"format": "pt"})
 
 
-def processor(folder: Path) -> Any:
-    """Return transformers' processor without the part for videos; what it takes of torchvision is done by torch."""
-    import json
-
+def _on_torch(kind: type) -> Any:
+    """Return a processor of transformers' in which torch does what it takes of torchvision."""
     import torch
-    from transformers import AutoTokenizer
-    from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
-    from transformers.models.molmo2.processing_molmo2 import Molmo2Processor
 
-    class OnTorch(Molmo2ImageProcessor):  # type: ignore[misc]
+    class OnTorch(kind):  # type: ignore[misc]
         def resize(self, image: Any, size: Any, resample: Any = None, antialias: bool = True) -> Any:
             """Scale as torchvision does, on two threads: on one, sums are rounded in another order."""
             assert not antialias
@@ -187,6 +186,15 @@ def processor(folder: Path) -> Any:
             mean, std = (torch.tensor(each)[:, None, None] for each in (mean, std))
             return (images * torch.tensor(factor, dtype=torch.float64)).float().sub(mean).div(std)
 
+    return OnTorch
+
+
+def processor(folder: Path) -> Any:
+    """Return transformers' processor without the part for videos; what it takes of torchvision is done by torch."""
+    from transformers import AutoTokenizer
+    from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
+    from transformers.models.molmo2.processing_molmo2 import Molmo2Processor
+
     class StillProcessor(Molmo2Processor):  # type: ignore[misc]
         def check_argument_for_proper_class(self, name: str, given: Any) -> Any:
             """Let the part for videos be none."""
@@ -195,11 +203,43 @@ def processor(folder: Path) -> Any:
     settings = json.loads((folder / "processor_config.json").read_text())
     options = {key: each for key, each in settings.items() if key.startswith(("image_use", "use_"))}
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = OnTorch(
-        **{key: each for key, each in settings["image_processor"].items() if key != "image_processor_type"}
-    )
+    told = {key: each for key, each in settings["image_processor"].items() if key != "image_processor_type"}
     template = (folder / "chat_template.jinja").read_text()
+    images = _on_torch(Molmo2ImageProcessor)(**told)
     return StillProcessor(images, tokenizer=tokenizer, chat_template=template, **options)
+
+
+class Videos:
+    """transformers' processor of videos, past what it takes of torchvision: frames that are chosen already, 4 a second.
+
+    `_preprocess` is what it does with them.
+    """
+
+    max_fps = 2
+
+    def __init__(self, folder: Path) -> None:
+        from transformers.models.molmo2.video_processing_molmo2 import Molmo2VideoProcessor
+
+        told = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+        self._told = {key: told[key] for key in ("do_rescale", "rescale_factor", "do_normalize", "patch_size")}
+        self._side, self._mean = told["size"]["height"], told["image_mean"]
+        self._frames = _on_torch(Molmo2VideoProcessor).__new__(_on_torch(Molmo2VideoProcessor))
+
+    def __call__(self, videos: list[list[Any]], **_: Any) -> dict[str, Any]:
+        """Return pixels, windows and grid of one video, and when its frames are."""
+        import torch
+        from transformers.image_utils import SizeDict
+        from transformers.video_utils import VideoMetadata
+
+        (frames,) = videos
+        pixels = torch.stack([torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in frames])
+        size, colours = (
+            SizeDict(height=self._side, width=self._side),
+            {"image_mean": self._mean, "image_std": self._mean},
+        )
+        made = self._frames._preprocess([pixels], size, 2, **colours, pooling_size=[3, 3], **self._told)
+        told = VideoMetadata(total_num_frames=len(frames), fps=4.0, frames_indices=list(range(len(frames))))
+        return {**made, "video_metadata": [told]}
 
 
 def _connector(config: Config, names: tuple[str, ...], before: str) -> Shapes:

@@ -13,7 +13,6 @@ from PIL import Image
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec, OverlappingCrops
 from bundle.image.unsmoothed import unsmoothed
-from bundle.layouts.prompt import Span
 from export.architectures import load_family
 from export.exporter import export_checkpoint
 
@@ -90,13 +89,12 @@ def test_fewer_pixels_are_fewer_crops() -> None:
 def test_tokens_of_images_see_those_of_all_images(sample_of: Any) -> None:
     """The start of each, the ends of its rows and its own are among them; text between keeps to what is before it."""
     prompt = sample_of("molmo2", 0).bundle().manifest.image_prompt
-    assert prompt.ends_lines
-    assert not prompt.ends_crop_lines
-    spans = [Span(3, 7, 0, 0), Span(9, 11, 0, 4), Span(12, 14, 0, 6), Span(20, 24, 1, 0), Span(26, 28, 1, 4)]
-    seen = prompt.seen(34, spans)
-    for at in range(34):
-        is_image = 2 <= at < 16 or 19 <= at < 30
-        assert tuple(seen[:, at]) == ((2, 30) if is_image else (at, at + 1))
+    start, other, *_ = (each for each in prompt.seen_ids if each != prompt.image_token_id)
+    ids = np.array([1, 2, start, *[prompt.image_token_id] * 9, other, 5, 6, start, prompt.image_token_id, other, 7])
+    seen = prompt.seen(ids, ())
+    for at in range(len(ids)):
+        is_image = 2 <= at < 13 or 15 <= at < 18
+        assert tuple(seen[:, at]) == ((2, 18) if is_image else (at, at + 1))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def load(url: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, url, *QUICK, *options]
     # A proxy that does not exist: the load must go to the stated host, whatever the environment says.
     environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "no_proxy": ""}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
 @dataclass(frozen=True)

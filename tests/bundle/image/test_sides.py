@@ -25,6 +25,8 @@ FREE: dict[str, Geometry] = {
     "most patches": MostPatches(patch_px=4, most_patches=60),
     "longest edge": LongestEdge(longest_px=92, step_px=12),
     "padded patches": PaddedPatches(height_px=48, width_px=96, patch_px=12, colour=(1, 1, 1)),
+    "longest edge, always": LongestEdge(longest_px=96, step_px=12, scaling="always"),
+    "longest edge, in steps": LongestEdge(longest_px=96, step_px=12, scaling="in steps"),
     "canvas": Canvas(tile_px=16, most_tiles=4),
     "bounded": Bounded(shortest_px=20, longest_px=50, splits=True),
     "shortest edge": ShortestEdge(shortest_px=32, longest_px=56, step_px=8),

@@ -10,6 +10,7 @@ import pytest
 
 from graphs.half import halve
 from graphs.lowering.tensorrt_attention import fit_attention
+from graphs.wide_keys import note_wide_keys
 
 HEADS, KEY, VALUE, ROWS = 3, 10, 4, 7
 SINGLE = ir.DataType.FLOAT
@@ -20,9 +21,9 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=-1, keepdims=True)
 
 
-def narrow(model_of: Any) -> ir.Model:
-    """Return encoder's attention whose values are narrower than its keys."""
-    shapes = {"q": HEADS * KEY, "k": HEADS * KEY, "v": HEADS * VALUE}
+def narrow(model_of: Any, wide: int | str = HEADS * KEY) -> ir.Model:
+    """Return encoder's attention whose values are narrower than its keys, which may have a width that a run tells."""
+    shapes = {"q": wide, "k": wide, "v": HEADS * VALUE}
     inputs = {name: (SINGLE, ["I", ROWS, width]) for name, width in shapes.items()}
     attributes = {"q_num_heads": HEADS, "kv_num_heads": HEADS, "scale": 0.3}
     return model_of(inputs, [("Attention", ["q", "k", "v"], "y", attributes)], {}, ["y"], opset=24)
@@ -44,8 +45,14 @@ def operators(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
 
-def test_values_narrower_than_keys_are_widened_and_cut_again(model_of: Any, run: Any, rng: np.random.Generator) -> None:
-    model = narrow(model_of)
+@pytest.mark.parametrize("is_told", [True, False])
+def test_values_narrower_than_keys_are_widened_and_cut_again(
+    model_of: Any, run: Any, rng: np.random.Generator, is_told: bool
+) -> None:
+    model = narrow(model_of) if is_told else narrow(model_of, "wide")
+    if not is_told:
+        (node,) = model.graph
+        note_wide_keys(node.outputs[0])
     q, k = (rng.standard_normal((2, ROWS, HEADS * KEY)).astype(np.float32) for _ in "qk")
     v = rng.standard_normal((2, ROWS, HEADS * VALUE)).astype(np.float32)
     fit_attention(model.graph)

@@ -6,6 +6,7 @@ import asyncio
 import time
 import warnings
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from bundle.errors import (
     PocketVLMError,
 )
 from serving.api.errors import http_error
+from serving.fake import FAKE_VLM
 from serving.protocol import (
     ClassifyRequest,
     DetokenizeRequest,
@@ -38,6 +40,7 @@ from serving.protocol import (
     Usage,
     WaitingEvent,
 )
+from serving.ray_settings import Canary
 from serving.tracing import TRACEPARENT
 
 with warnings.catch_warnings():
@@ -216,6 +219,30 @@ def test_an_unknown_model_is_refused_without_a_call() -> None:
     with pytest.raises(ModelNotFoundError):
         asyncio.run(chat(RayClient([], {"other": Replicas(handle, handle.stream, ReplicaWatch())}, 60)))
     assert handle.responses == []
+
+
+def test_an_adapter_is_asked_of_its_models_replicas_and_of_a_canarys_variant() -> None:
+    cards = [
+        replace(FAKE_VLM, name="m", adapters=("french", "legal")),
+        replace(FAKE_VLM, name="n", adapters=("legal",)),
+    ]
+    handle = Handle(*([*TOKENS] for _ in range(3)))
+    replicas = Replicas(handle, handle.stream, watch_over("a"))
+    client = RayClient(cards, {"m": replicas, "n": replicas}, 60)
+    variants = [{"model": "m", "weight": 0}, {"model": "n", "weight": 100}]
+    client.split([Canary.model_validate({"name": "c", "variants": variants})])
+    found = [f"{card.parent or ''}/{card.name}" for card in asyncio.run(client.models())]
+    assert found == ["/m", "m/french", "m/m:legal", "/n", "n/n:legal", "/c", "c/c:legal"]
+
+    async def ask(model: str) -> None:
+        async for _ in client.generate(GenerateRequest("r", model, ())):
+            pass
+
+    for model in ("french", "n:legal", "c:legal"):
+        asyncio.run(ask(model))
+    assert [(each.model, each.adapter) for each in handle.asked] == [("m", "french"), ("n", "legal"), ("n", "legal")]
+    with pytest.raises(ModelNotFoundError, match="there are m, n, french, m:legal, n:legal, c, c:legal"):
+        asyncio.run(ask("legal"))
 
 
 def test_closing_the_iterator_cancels_the_replicas_work() -> None:

@@ -162,7 +162,7 @@ class Asked:
                 ids += [IMAGE] * NUM_IMAGE_TOKENS
             else:
                 ids += [part] * NUM_WORD_TOKENS
-        seen = layout_of(self.looks_ahead).seen(len(ids), spans)
+        seen = layout_of(self.looks_ahead).seen(np.array(ids), spans)
         prompt = Prompt(np.array(ids), tuple(spans), np.arange(len(ids)), len(ids), len(spans), seen)
         filled = FilledPrompt.of(prompt, [np.zeros((NUM_IMAGE_TOKENS, 2), np.float32)] * len(spans))
         keys = [bytes([part]) for part in self.parts if part >= IMAGE]

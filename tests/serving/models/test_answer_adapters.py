@@ -15,12 +15,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 from bundle.directory import read_manifest
 from bundle.errors import CheckpointError, ModelNotFoundError, ParameterError, UnsupportedConfigError
+from bundle.golden import GOLDEN, load_golden
+from bundle.manifest import Manifest
+from commands.app import app
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
+from graphs.store import open_graph, save_graph
 from quant.quantizer import quantize_bundle
+from quant.scaling.rotation import rotate
+from runtime.graph import Graph
+from runtime.settings import RuntimeSettings
 from serving.api.app import create_app
 from serving.models.client import LocalClient
 from serving.protocol import (
@@ -231,10 +239,46 @@ def test_variants_round_the_base_alone(bundles, ask, image_bytes, tmp_path, weig
     assert len(set(found)) == 3
 
 
+def test_a_stream_with_adapters_is_turned_and_computes_what_it_did(bundles, tmp_path) -> None:
+    """Loud channels are spread over all (quant.scaling.rotation), which adapters read and write as well."""
+    model = open_graph(bundles["contrib"] / "decoder.onnx")
+    assert rotate(model)
+    assert "rotation.in" in model.graph.initializers
+    save_graph(model, tmp_path / "decoder.onnx")
+    recorded = load_golden(bundles["contrib"] / GOLDEN)["decoder"]
+    assert recorded.inputs["adapters"].tolist() == [2]
+    found = Graph(tmp_path / "decoder.onnx", RuntimeSettings(intra_threads=1)).run(recorded.inputs)
+    np.testing.assert_allclose(found["logits"], recorded.outputs["logits"], atol=1e-3)
+
+
+def test_a_manifest_whose_graphs_take_no_adapters_is_refused(bundles, smolvlm_bundle) -> None:
+    told = read_manifest(bundles["contrib"]).model_dump()
+    base = read_manifest(smolvlm_bundle).model_dump()
+    with pytest.raises(ValueError, match="takes no adapters, and the manifest says"):
+        Manifest.model_validate({**base, "decoder": told["decoder"]})
+    twice = {**told["decoder"], "adapters": [told["decoder"]["adapters"][0]] * 2}
+    with pytest.raises(ValueError, match="each has a name of its own"):
+        Manifest.model_validate({**told, "decoder": twice})
+
+
+def test_the_commands_take_an_adapter_and_tell_of_those_there_are(bundles, expected) -> None:
+    def say(*arguments: str) -> Any:
+        return CliRunner().invoke(app, [arguments[0], str(bundles["contrib"]), *arguments[1:]])
+
+    asked = ("and now?", "--max-tokens", "8", "--temperature", "0", "--threads", "1", "--json")
+    found = [json.loads(say("run", *asked, *adapter).stdout)["token_ids"] for adapter in ((), ("--adapter", "words"))]
+    assert found[0] != found[1] == list(expected["words 2"])[: len(found[1])]
+    refused = say("run", *asked, "--adapter", "french")
+    assert refused.exit_code == 2
+    assert "holds no adapter 'french'; it holds words, eyes" in refused.output
+    shown = say("inspect").stdout.replace("\n", " ")
+    assert "words (rank 4, 12 layers), eyes (rank 2, 8 layers, vision)" in shown
+
+
 def test_adapters_are_models_to_whoever_asks(bundles, image_bytes) -> None:
     async def main(client: LocalClient) -> None:
-        app = create_app(client, ApiSettings(aliases={"gpt": "words"}))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        served_app = create_app(client, ApiSettings(aliases={"gpt": "words"}))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served_app), base_url="http://test") as http:
             listed = (await http.get("/v1/models")).json()["data"]
             assert [(each["id"], each["parent"], each["root"]) for each in listed] == [
                 ("tiny-smolvlm", None, "tiny-smolvlm"),
@@ -270,8 +314,8 @@ def test_adapters_are_models_to_whoever_asks(bundles, image_bytes) -> None:
 
 def test_prefixes_are_of_one_adapter(bundles, ask, tmp_path) -> None:
     async def main(client: LocalClient) -> None:
-        app = create_app(client, ApiSettings(prefix_folder=tmp_path))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        served_app = create_app(client, ApiSettings(prefix_folder=tmp_path))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served_app), base_url="http://test") as http:
             shown = [{"role": "user", "content": "What is snow?"}, {"role": "assistant", "content": "white"}]
             question = {"messages": [{"role": "user", "content": "and now?"}], "max_tokens": 8, "temperature": 0}
             for method in ("plain", "fused"):
