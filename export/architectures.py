@@ -130,15 +130,15 @@ ARCHITECTURES: Mapping[str, str] = {
     "xlm-roberta": "export.models.xlm_roberta:XlmRobertaReranker",
 }
 """`model_type` of a config to "module:Class", or to a function that chooses one."""
-MADE_OF_OTHERS: Mapping[str, str] = {
-    "JinaEmbeddingsV4Model": "jina_embeddings_v4",
-    "LlavaLlamaForCausalLM": "llava_llama",
-    "LlavaMistralForCausalLM": "llava_mistral",
-    "LlavaQwenForCausalLM": "llava_qwen",
-    "SoloForCausalLM": "solo",
+MADE_OF_OTHERS: Mapping[str, tuple[str, str]] = {
+    "JinaEmbeddingsV4Model": ("qwen2_5_vl", "jina_embeddings_v4"),
+    "LlavaLlamaForCausalLM": ("llava", "llava_llama"),
+    "LlavaMistralForCausalLM": ("llava", "llava_mistral"),
+    "LlavaQwenForCausalLM": ("llava", "llava_qwen"),
+    "SoloForCausalLM": ("mistral", "solo"),
 }
-"""The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
-the class that it names in `architectures`."""
+"""By the class in `architectures`: the `model_type` that a config kept of what the model was made of, and the key in
+`ARCHITECTURES`. A config of another `model_type` is what that says."""
 
 
 def load_family(config: Raw) -> Family:
@@ -148,8 +148,9 @@ def load_family(config: Raw) -> Family:
         UnknownArchitectureError: Lists the known ones.
         UnsupportedConfigError: A known family with a setting that is not built.
     """
-    named = config.get("architectures") or ()
-    model_type = next((MADE_OF_OTHERS[name] for name in named if name in MADE_OF_OTHERS), config.get("model_type"))
+    model_type = config.get("model_type")
+    made = [MADE_OF_OTHERS[name] for name in config.get("architectures") or () if name in MADE_OF_OTHERS]
+    model_type = next((key for kept, key in made if kept == model_type), model_type)
     if model_type not in ARCHITECTURES:
         reason = why_not_built(str(model_type))
         told = "" if reason is None else f", for {reason}"
