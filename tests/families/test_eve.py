@@ -28,7 +28,7 @@ PUBLISHED = {
 
 
 @hypothesis_settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(width_px=st.integers(1, 5000), height_px=st.integers(1, 5000), number=st.integers(0, 1))
 def test_an_image_becomes_as_large_as_the_authors_code_makes_it(

@@ -27,7 +27,7 @@ def published() -> Any:
     return load_family({"model_type": "mistral", "architectures": ["SoloForCausalLM"], "vocab_size": 33_031})
 
 
-@hypothesis_settings(max_examples=300, deadline=None, derandomize=True)
+@hypothesis_settings(max_examples=120, deadline=None, derandomize=True)
 @given(width_px=st.integers(1, 5000), height_px=st.integers(1, 5000))
 def test_an_image_becomes_as_large_as_the_authors_code_makes_it(
     published: Any, families: dict[str, ModuleType], width_px: int, height_px: int
