@@ -13,8 +13,10 @@ from export.nn.linear import Linear
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import RMSNorm
 
-_LEAST_SQUARE = 1e-5
-"""Of a stream that is given the magnitude of another."""
+_LEAST_MAGNITUDE = 1e-5**0.5
+"""Of a stream that is given the magnitude of another (transformers, its square)."""
+_LEAST = 1e-30
+"""Keeps a divisor from 0."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,18 @@ class JoinedStreams(Module):
 
 
 def magnitude_of(op: OpBuilder, x: ir.Value) -> ir.Value:
-    """Return [..., 1], the root of the mean square of x [..., D]."""
-    return op.Sqrt(op.ReduceMean(op.Mul(x, x), [-1], keepdims=1))
+    """Return [..., 1], the root of the mean square of x [..., D].
+
+    Of parts of the largest: squares of loud channels overflow float16, in which variants compute this.
+    """
+    largest = op.Max(op.ReduceMax(op.Abs(x), [-1], keepdims=1), _LEAST)
+    part = op.Div(x, largest)
+    return op.Mul(op.Sqrt(op.ReduceMean(op.Mul(part, part), [-1], keepdims=1)), largest)
 
 
 def _scaled_to(op: OpBuilder, x: ir.Value, magnitude: ir.Value) -> ir.Value:
     """Return x [..., D] of another's magnitude [..., 1]."""
-    square = op.Max(op.ReduceMean(op.Mul(x, x), [-1], keepdims=1), _LEAST_SQUARE)
-    return op.Div(op.Mul(x, magnitude), op.Sqrt(square))
+    return op.Mul(op.Div(x, op.Max(magnitude_of(op, x), _LEAST_MAGNITUDE)), magnitude)
 
 
 class AltUp(Module):
@@ -109,8 +115,8 @@ class AltUp(Module):
 
     def _routed(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [B, T, A] from -1 to 1 of x [B, T, D]."""
-        normed = op.Mul(self.router_norm(op, x), 1 / self.size)
-        return op.Tanh(self.modality_router(op, normed))
+        routed = self.modality_router(op, self.router_norm(op, x))
+        return op.Tanh(op.Mul(routed, 1 / self.size))  # and not before: what norms give has digits in float16
 
     def _active_of(self, op: OpBuilder, streams: ir.Value) -> ir.Value:
         """Return [B, T, D], the stream that layers compute, of [B, T, A, D]."""
