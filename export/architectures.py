@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from typing import Any
 
 from bundle.errors import UnknownArchitectureError
 from export.config import Raw
@@ -146,8 +147,7 @@ def load_family(config: Raw) -> Family:
         UnknownArchitectureError: Lists the known ones.
         UnsupportedConfigError: A known family with a setting that is not built.
     """
-    named = config.get("architectures") or ()
-    model_type = next((MADE_OF_OTHERS[name] for name in named if name in MADE_OF_OTHERS), config.get("model_type"))
+    model_type = _kind(config)
     if model_type not in ARCHITECTURES:
         reason = why_not_built(str(model_type))
         told = "" if reason is None else f", for {reason}"
@@ -160,3 +160,14 @@ def load_family(config: Raw) -> Family:
     if not isinstance(family, Family):
         raise TypeError(f"{ARCHITECTURES[str(model_type)]} is not a Family")
     return family
+
+
+def may_lack_its_tower(config: Raw) -> bool:
+    """Return whether a config is of a code base that keeps towers apart, in the repository that the config names."""
+    return ARCHITECTURES.get(str(_kind(config))) == ARCHITECTURES["llava_llama"]
+
+
+def _kind(config: Raw) -> Any:
+    """Return what a config is in `ARCHITECTURES`, if there."""
+    named = config.get("architectures") or ()
+    return next((MADE_OF_OTHERS[name] for name in named if name in MADE_OF_OTHERS), config.get("model_type"))
