@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from typing import Any
 
 from bundle.errors import UnknownArchitectureError
 from export.config import Raw
@@ -151,6 +152,7 @@ def load_family(config: Raw) -> Family:
     model_type = config.get("model_type")
     made = [MADE_OF_OTHERS[name] for name in config.get("architectures") or () if name in MADE_OF_OTHERS]
     model_type = next((key for kept, key in made if kept == model_type), model_type)
+    model_type = _kind(config)
     if model_type not in ARCHITECTURES:
         reason = why_not_built(str(model_type))
         told = "" if reason is None else f", for {reason}"
@@ -163,3 +165,14 @@ def load_family(config: Raw) -> Family:
     if not isinstance(family, Family):
         raise TypeError(f"{ARCHITECTURES[str(model_type)]} is not a Family")
     return family
+
+
+def may_lack_its_tower(config: Raw) -> bool:
+    """Return whether a config is of a code base that keeps towers apart, in the repository that the config names."""
+    return ARCHITECTURES.get(str(_kind(config))) == ARCHITECTURES["llava_llama"]
+
+
+def _kind(config: Raw) -> Any:
+    """Return what a config is in `ARCHITECTURES`, if there."""
+    named = config.get("architectures") or ()
+    return next((MADE_OF_OTHERS[name] for name in named if name in MADE_OF_OTHERS), config.get("model_type"))

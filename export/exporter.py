@@ -35,7 +35,7 @@ from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
 from export.adapters import ADAPTERS, AdapterSet, found_adapters
-from export.architectures import load_family
+from export.architectures import load_family, may_lack_its_tower
 from export.byte_pairs import MERGES
 from export.checkpoint import TOWER_FOLDER, Checkpoint
 from export.config import with_length_groups
@@ -255,7 +255,7 @@ def with_its_tower(source: Checkpoint, say: Callable[[str], None]) -> Checkpoint
         CheckpointError: It is not there.
     """
     named = source.lacking_tower
-    if named is None:
+    if named is None or not may_lack_its_tower(source.config):
         return source
     try:
         return source.with_tower(located(named, say)[0])

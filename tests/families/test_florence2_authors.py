@@ -239,3 +239,7 @@ def test_a_tokenizer_that_leaves_no_rows_for_places_is_refused(both: tuple[Path,
     ids = {str(number): number for number in range(300)}
     with pytest.raises(UnsupportedConfigError, match="the processor adds 1024 behind it; the table has 1284 rows"):
         family.own_tokens(ids)  # type: ignore[attr-defined]
+    saved = {token: number for number, token in enumerate([*map(str, range(260)), *ADDED])}
+    assert family.own_tokens(saved) == {}  # type: ignore[attr-defined]
+    del saved["<and>"]
+    assert family.own_tokens(saved) == {"<and>": ROWS - 1}  # type: ignore[attr-defined]

@@ -6,11 +6,13 @@ Prompts are held to the authors' conversation code, written down here once more.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +33,10 @@ from export.checkpoint import TOWER_KEY, Checkpoint
 from export.exporter import export_checkpoint
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
+from serving.models.generative import GenerativeModel
+from serving.models.pool import PreprocessPool
+from serving.protocol import GenerateRequest, ImagePart, Message, SamplingParams, TextPart
+from serving.settings import EngineSettings
 
 PAD, BOS, EOS = "<|pad|>", "<|im_start|>", "<end_of_utterance>"
 USUAL = [PAD, BOS, EOS, "<fake_token_around_image>"]
@@ -450,7 +456,31 @@ def test_a_table_without_a_row_for_the_image_token_gets_one(
     runner = VisionLanguageRunner(bundle, SETTINGS)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 70, 3), np.uint8))
     asked = runner.prompt([Turn("user", (Placeholder.IMAGE, "What is in it?"))], [image])
-    assert max(runner.reply_ids(runner.prefill(asked, 8), 8)) < ROWS
+    said = runner.reply_ids(runner.prefill(asked, 8), 8)
+    assert max(said) < ROWS
+    assert asyncio.run(_served(bundle, image)) == [said] * 2
+
+
+async def _served(bundle: Bundle, image: Image.Image) -> list[list[int]]:
+    """Return what two requests at once are answered, the same image in both."""
+    settings, file = EngineSettings(max_sequences=2, intra_threads=1), BytesIO()
+    image.save(file, "PNG")
+    content = (ImagePart(file.getvalue()), TextPart("What is in it?"))
+    request = GenerateRequest("r", "tiny", (Message("user", content),), SamplingParams(max_tokens=8, temperature=0.0))
+    pool = PreprocessPool(settings)
+    model = GenerativeModel(bundle, settings, pool)
+    model.start()
+
+    async def answer() -> list[int]:
+        events = [event async for event in model.generate(request)]
+        tokens = [token for event in events[:-1] for token in event.token_ids]
+        return [token for token in tokens if token not in bundle.manifest.eos_token_ids]
+
+    try:
+        return list(await asyncio.gather(answer(), answer()))
+    finally:
+        model.close()
+        pool.close()
 
 
 @pytest.mark.parametrize(
