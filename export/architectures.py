@@ -28,6 +28,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "gemma4": "export.models.gemma4:Gemma4",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "groupvit": "export.models.groupvit:GroupVit",
     "granite4_vision": "export.models.granite4_vision:Granite4Vision",
     "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
