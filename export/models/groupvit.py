@@ -11,10 +11,10 @@ from onnxscript import OpBuilder
 from export.config import Raw, sub_config
 from export.dual_encoder import DualEncoder, TextTower
 from export.models.clip import EOS_UNSET, ClipTexts
-from export.nn.convolution import BatchNorm
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
+from export.nn.normed_linear import NormedLinear
 from export.towers.groupvit import GroupVitConfig, GroupVitTower
 
 _TEXT_DEFAULTS: Raw = {
@@ -38,13 +38,12 @@ class _Projection(Module):
     def __init__(self, sizes: tuple[int, int, int], name: str) -> None:
         super().__init__(name)
         taken, inner, given = sizes
-        self.wide, self.norm = Linear(taken, inner, rows=1, name="0"), BatchNorm(inner, _EPS, name="1")
+        self.wide = NormedLinear(taken, inner, ("0", "1"), _EPS)
         self.narrow = Linear(inner, given, rows=1, name="3")
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [B, E] from [B, D]."""
-        normed = op.Squeeze(self.norm(op, op.Unsqueeze(self.wide(op, x), [2, 3])), [2, 3])
-        return self.narrow(op, op.Relu(normed))
+        return self.narrow(op, op.Relu(self.wide(op, x)))
 
 
 class _Projected(Module):
