@@ -58,6 +58,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "git": "export.models.git:Git",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "groupvit": "export.models.groupvit:GroupVit",
     "granite4_vision": "export.models.granite4_vision:Granite4Vision",
     "granite_docling": "export.models.granite_docling:GraniteDocling",
     "hunyuan_vl": "export.models.hunyuan_vl:HunYuanVL",

@@ -27,7 +27,7 @@ TEXT_DEFAULTS: Raw = {
     "layer_norm_eps": 1e-5,
     "eos_token_id": 49_407,
 }
-_EOS_UNSET = 2
+EOS_UNSET = 2
 """What old configs say for `eos_token_id`; the end of text is then the highest id of a row."""
 
 
@@ -131,7 +131,7 @@ class Clip(ClipImages):
     def end(self) -> int | None:
         """The token that ends a text; None: the one of the highest id."""
         end = int(self._text["eos_token_id"])
-        return None if self.has_older_ends and end == _EOS_UNSET else end
+        return None if self.has_older_ends and end == EOS_UNSET else end
 
     def text(self, dialect: Dialect) -> Module:
         """Return tower and projection."""

@@ -16,10 +16,10 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw
-from export.nn.convolution import BatchNorm, Pointwise
+from export.nn.convolution import Pointwise
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Embedding, Linear, PackedLinear
-from export.nn.merged_conv import MergedConv
+from export.nn.merged_conv import Branch, MergedConv
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm
 from export.nn.residual_block import Projection
@@ -27,7 +27,7 @@ from export.nn.vit import attention_bias
 from export.towers.fastvit import mixer_branches
 
 _EPS = 1e-5
-"""Of every norm."""
+"""Of layer norms."""
 _SIDE, _RATIO = 11, 4
 """Words that a mixer sees at once, and how much wider its feed-forward is inside (RepMixerBlock's defaults)."""
 _UNIT = 16
@@ -96,33 +96,21 @@ def _of_layers(given: Any, num: int, key: str) -> Sequence[Any]:
 
 
 class _Along(Module):
-    """Each channel convolved along the text by itself, and a batch norm."""
+    """Each channel convolved along the text by itself, from one convolution or from branches of training."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, branches: Sequence[Branch]) -> None:
         super().__init__()
-        self.conv = Weight(channels, 1, 1, _SIDE, name="conv.weight")
-        self.bn = BatchNorm(channels, _EPS)
+        self.reparam_conv = MergedConv((channels, channels), _SIDE, branches, groups=channels, is_flat=True)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [B, D, 1, T] from the same."""
-        pads, groups = [0, _SIDE // 2, 0, _SIDE // 2], int(self.conv.shape[0])
-        return self.bn(op, op.Conv(x, self.conv, kernel_shape=[1, _SIDE], pads=pads, group=groups))
-
-
-class _Mixer(Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        branches, sizes = mixer_branches(_SIDE, has_scale=False), (channels, channels)
-        self.reparam_conv = MergedConv(sizes, _SIDE, branches, groups=channels, is_flat=True)
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return self.reparam_conv(op, x)
 
 
 class _FeedForward(Module):
     def __init__(self, channels: int, *, rows: int) -> None:
         super().__init__()
-        self.conv = _Along(channels)
+        self.conv = _Along(channels, [Branch("conv.weight", _SIDE, norm="bn")])
         self.fc1 = Pointwise(channels, _RATIO * channels, rows=rows)
         self.fc2 = Pointwise(_RATIO * channels, channels, rows=rows)
 
@@ -137,7 +125,7 @@ class _MixerLayer(Module):
 
     def __init__(self, channels: int, *, rows: int) -> None:
         super().__init__()
-        self.token_mixer = _Mixer(channels)
+        self.token_mixer = _Along(channels, mixer_branches(_SIDE, has_scale=False))
         self.mlp = _FeedForward(channels, rows=rows)
         self.gamma = Weight(channels, 1, 1, name="layer_scale.gamma")
 
