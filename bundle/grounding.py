@@ -25,6 +25,23 @@ _PLACE = re.compile(r"<patch_index_(\d+)>")
 
 
 @dataclass(frozen=True)
+class GroundedPoint:
+    """A point that an answer says.
+
+    Attributes:
+        number: Of the thing, from 1; one that is followed through a video keeps its own.
+        at: Which image of the prompt, from 1; of a video the second.
+        x: As a share of the image's width, from the left.
+        y: As a share of its height, from the top.
+    """
+
+    number: int
+    at: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
 class GroundedObject:
     """What a part of an answer names.
 
@@ -32,8 +49,9 @@ class GroundedObject:
         text: That part; None where the boxes have no words.
         start: Of the part, in characters of `Grounded.text`.
         end: Behind it.
-        boxes: Where it lies, one or several.
+        boxes: Where it lies, one or several; none of models that say points.
         polygons: The outline in each box, where one was said: x, y, x, y, ... as shares of width and height.
+        points: Where it lies, of models that say points.
     """
 
     text: str | None
@@ -41,6 +59,7 @@ class GroundedObject:
     end: int
     boxes: tuple[Box, ...]
     polygons: tuple[tuple[float, ...], ...] = ()
+    points: tuple[GroundedPoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,4 +204,46 @@ class FieldGrounding(Frozen):
         return prompt.partition(">")[2]
 
 
-KnownGrounding: TypeAlias = Annotated[PatchGrounding | LocationGrounding | FieldGrounding, Field(discriminator="kind")]
+_POINTS = re.compile(r'<(points|tracks)\s[^<>]*?coords="([^"<>]*)"[^<>]*?(?:/>|>([^<>]*)</\1>)')
+_POINT_GROUP = re.compile(r"[^\t:;,]+")
+_NUMBERS_OF_POINT = 3
+
+
+class PointGrounding(Frozen):
+    """Points in tags around what they belong to, of each image or second: its number, then number, x, y of each point.
+
+    As Molmo 2 says them: `<points coords="1 1 073 160 2 173 600;2 1 258 725">boats</points>`.
+
+    Attributes:
+        scale: Of x and y, what the whole width or height is.
+    """
+
+    kind: Literal["points"] = "points"
+    scale: int = Field(gt=0, le=1 << 16)
+
+    def read(self, text: str, asked: str = "") -> Grounded:
+        """Return what an answer says and where that lies; numbers that make no point are dropped."""
+        said, objects, end = "", list[GroundedObject](), 0
+        for found in _POINTS.finditer(text):
+            said += text[end : found.start()]
+            words, start, end = (found[3] or "").strip(), len(said), found.end()
+            said += words
+            if points := tuple(self._points(found[2])):
+                objects.append(GroundedObject(words or None, start, len(said), (), points=points))
+        return Grounded(f"{said}{text[end:]}", tuple(objects))
+
+    def _points(self, coords: str) -> Iterator[GroundedPoint]:
+        for group in _POINT_GROUP.findall(coords):
+            try:
+                at, *numbers = (float(each) for each in group.split())
+            except ValueError:
+                continue
+            for first in range(0, len(numbers) - _NUMBERS_OF_POINT + 1, _NUMBERS_OF_POINT):
+                number, x, y = numbers[first : first + _NUMBERS_OF_POINT]
+                if min(x, y) >= 0 and max(x, y) <= self.scale and number.is_integer():
+                    yield GroundedPoint(int(number), at, x / self.scale, y / self.scale)
+
+
+KnownGrounding: TypeAlias = Annotated[
+    PatchGrounding | LocationGrounding | FieldGrounding | PointGrounding, Field(discriminator="kind")
+]

@@ -21,6 +21,7 @@ from bundle.image.overlapping_crops import OverlappingCrops as OverlappingCrops
 from bundle.image.overlapping_crops import WholeCrop as WholeCrop
 from bundle.image.padded import Padded as Padded
 from bundle.image.padded_patches import PaddedPatches as PaddedPatches
+from bundle.image.padded_pinpoints import PaddedPinpoints as PaddedPinpoints
 from bundle.image.padded_with_tiles import PaddedWithTiles as PaddedWithTiles
 from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints

@@ -95,6 +95,11 @@ class Geometry(BaseModel, ABC):
         return self
 
     @property
+    def others_from(self) -> int:
+        """Images that a prompt has at least where `among_others` holds."""
+        return 2
+
+    @property
     def is_cut_at_once(self) -> bool:
         """Whether even an image smaller than its tiles is cut as soon as it is decoded."""
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
 from PIL import Image
@@ -14,9 +15,9 @@ from bundle.image.geometry import EdgePx, Geometry, check_canvas, resized
 from bundle.image.layout import TileLayout
 from bundle.image.padded import Colour, Padded
 
-_MOST_GRIDS = 256
+MOST_GRIDS = 256
 """Each is tried for every image; published models have 36 at most."""
-_Tiles: TypeAlias = Annotated[int, Field(gt=0, le=64)]
+Tiles: TypeAlias = Annotated[int, Field(gt=0, le=64)]
 
 
 class Pinpoints(Geometry):
@@ -35,7 +36,7 @@ class Pinpoints(Geometry):
 
     kind: Literal["pinpoints"] = "pinpoints"
     tile_px: EdgePx
-    grids: tuple[tuple[_Tiles, _Tiles], ...] = Field(min_length=1, max_length=_MOST_GRIDS)
+    grids: tuple[tuple[Tiles, Tiles], ...] = Field(min_length=1, max_length=MOST_GRIDS)
     colour_among_others: Colour | None = None
     frames: Cropped | Fixed | None = Field(default=None, discriminator="kind")
 
@@ -81,15 +82,20 @@ class Pinpoints(Geometry):
         return [*cut, resized(image, (edge, edge), resample)]
 
     def _grid(self, width_px: int, height_px: int) -> tuple[int, int]:
-        best, most_kept, least_wasted = self.grids[0], 0, math.inf
-        for rows, cols in self.grids:
-            height, width = rows * self.tile_px, cols * self.tile_px
-            scale = min(width / width_px, height / height_px)
-            kept = min(int(width_px * scale) * int(height_px * scale), width_px * height_px)
-            wasted = height * width - kept
-            if kept > most_kept or (kept == most_kept and wasted < least_wasted):
-                best, most_kept, least_wasted = (rows, cols), kept, wasted
-        return best
+        return best_grid(self.grids, self.tile_px, width_px, height_px)
+
+
+def best_grid(grids: Sequence[tuple[int, int]], tile_px: int, width_px: int, height_px: int) -> tuple[int, int]:
+    """Return (rows, cols) of the grid in which most of an image's pixels are kept, of several such the smallest."""
+    best, most_kept, least_wasted = grids[0], 0, math.inf
+    for rows, cols in grids:
+        height, width = rows * tile_px, cols * tile_px
+        scale = min(width / width_px, height / height_px)
+        kept = min(int(width_px * scale) * int(height_px * scale), width_px * height_px)
+        wasted = height * width - kept
+        if kept > most_kept or (kept == most_kept and wasted < least_wasted):
+            best, most_kept, least_wasted = (rows, cols), kept, wasted
+    return best
 
 
 def _padded(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

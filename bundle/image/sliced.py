@@ -29,12 +29,14 @@ class Sliced(KeepsShape):
             token.
         tile_px: Edge of the square whose area an image and a slice have, to the rounding of their sides.
         most_slices: Of a grid; 1: no image is cut.
+        grows: An image of less than that area is scaled to it; else its sides are rounded to whole steps.
     """
 
     kind: Literal["sliced"] = "sliced"
     step_px: int = Field(gt=0, le=512)
     tile_px: EdgePx
     most_slices: int = Field(gt=0, le=_MOST_SLICES)
+    grows: bool = True
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Sliced:
@@ -68,6 +70,8 @@ class Sliced(KeepsShape):
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the grid that an image is cut into, if it is large, and the sizes of all of it and of a slice."""
         grid = _grid(width_px, height_px, self.tile_px, self.most_slices)
+        if grid is None and not self.grows and width_px * height_px <= self.tile_px**2:
+            return TileLayout(whole_px=self._rounded(width_px, height_px))
         if grid is None:
             return TileLayout(whole_px=self._scaled(width_px, height_px))
         rows, cols = grid
@@ -90,9 +94,12 @@ class Sliced(KeepsShape):
 
     def _scaled(self, width_px: float, height_px: float) -> tuple[int, int]:
         """Return (height, width) of the square's area, each rounded to whole steps."""
-        ratio, step = width_px / height_px, self.step_px
+        ratio = width_px / height_px
         height = int(self.tile_px / math.sqrt(ratio))
-        width = int(height * ratio)
+        return self._rounded(int(height * ratio), height)
+
+    def _rounded(self, width: int, height: int) -> tuple[int, int]:
+        step = self.step_px
         return max(round(height / step) * step, step), max(round(width / step) * step, step)
 
 

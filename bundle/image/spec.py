@@ -101,7 +101,7 @@ class ImageSpec(BaseModel):
     def among(self, num_images: int) -> ImageSpec:
         """Return the preprocessing of an image in a prompt of so many."""
         others = self.geometry.among_others
-        is_changed = num_images > 1 and others is not self.geometry
+        is_changed = num_images >= self.geometry.others_from and others is not self.geometry
         return self.model_copy(update={"geometry": others}) if is_changed else self
 
     def cell(self, image: Image.Image, rows: int, cols: int) -> Image.Image:

@@ -21,6 +21,7 @@ from bundle.image.nearest_grid import NearestGrid
 from bundle.image.overlapping_crops import OverlappingCrops, WholeCrop
 from bundle.image.padded import Padded
 from bundle.image.padded_patches import PaddedPatches
+from bundle.image.padded_pinpoints import PaddedPinpoints
 from bundle.image.padded_with_tiles import PaddedWithTiles
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
@@ -52,6 +53,7 @@ KnownGeometry: TypeAlias = Annotated[
     | StackedCrops
     | Padded
     | PaddedPatches
+    | PaddedPinpoints
     | PaddedWithTiles
     | PanAndScan
     | Pinpoints

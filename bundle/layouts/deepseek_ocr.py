@@ -80,7 +80,7 @@ class DeepSeekOcrPrompt(ImagePrompt):
         patches = rows[: self.tokens_per_tile]
         if self.ends_lines:
             side = math.isqrt(self.tokens_per_tile)
-            patches = _with_ends(patches.reshape(side, side, -1), rows[-2])
+            patches = with_ends(patches.reshape(side, side, -1), rows[-2])
         return np.concatenate([patches, rows[-1:]])
 
     def _of_tiles(self, tiles: Features, layout: TileLayout) -> Features:
@@ -90,7 +90,7 @@ class DeepSeekOcrPrompt(ImagePrompt):
             return np.asarray(patches).reshape(-1, size)
         side = math.isqrt(self.tokens_of_tile)
         grid = patches.reshape(layout.rows, layout.cols, side, side, size).transpose(0, 2, 1, 3, 4)
-        return _with_ends(grid.reshape(layout.rows * side, layout.cols * side, size), tiles[0, -2])
+        return with_ends(grid.reshape(layout.rows * side, layout.cols * side, size), tiles[0, -2])
 
 
 class UnlimitedOcrPrompt(DeepSeekOcrPrompt):
@@ -103,7 +103,7 @@ class UnlimitedOcrPrompt(DeepSeekOcrPrompt):
         return Memory.of_prompt(num_tokens)
 
 
-def _with_ends(picture: Features, end: Features) -> Features:
+def with_ends(picture: Features, end: Features) -> Features:
     """Return [rows * (cols + 1), D] of a picture [rows, cols, D], a row behind each line."""
     ends = np.broadcast_to(end, (len(picture), 1, picture.shape[-1]))
     ended: Features = np.concatenate([picture, ends], axis=1)

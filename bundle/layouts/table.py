@@ -9,6 +9,7 @@ from pydantic import Field
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt, UnlimitedOcrPrompt
+from bundle.layouts.deepseek_vl2 import DeepSeekVL2Prompt
 from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.eve import EvePrompt
@@ -44,6 +45,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
     | DeepSeekOcrPrompt
+    | DeepSeekVL2Prompt
     | EmbeddingGemma2Prompt
     | EncodedPrompt
     | EvePrompt

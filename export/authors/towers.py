@@ -49,28 +49,32 @@ def _clip_large(side_px: int) -> Tower:
     )
 
 
+_SIGLIP_LARGE = Tower(
+    {
+        "model_type": _SIGLIP,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    },
+    {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": {"height": 384, "width": 384},
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
+)
 TOWERS: Mapping[str, Tower] = {
     "clip-vit-large-patch14": _clip_large(224),
     "clip-vit-large-patch14-336": _clip_large(336),
-    "siglip-so400m-patch14-384": Tower(
-        {
-            "model_type": _SIGLIP,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-        },
-        {
-            "image_processor_type": "SiglipImageProcessor",
-            "size": {"height": 384, "width": 384},
-            "image_mean": HALF,
-            "image_std": HALF,
-        },
-    ),
+    "siglip-so400m-patch14-384": _SIGLIP_LARGE,
+    "TinyLLaVA-3.1B-SigLIP": _SIGLIP_LARGE,
+    "TinyLLaVA-1.5B-SigLIP": _SIGLIP_LARGE,
 }
-"""By the last part of the name: openai's CLIP and google's SigLIP, as their repositories have them."""
+"""By the last part of the name: openai's CLIP and google's SigLIP as their repositories have them, and TinyLLaVA's, a
+SigLIP that was trained further."""
 
 
 def tower_of(config: Raw) -> Tower:

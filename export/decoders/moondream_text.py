@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from export.decoders.phi import Phi
 
 
 class MoondreamText(Phi):
     """`model_type` moondream_text, which `export.models.moondream1` writes of the authors' config."""
 
-    has_head_bias: ClassVar[bool] = True
+    has_head_bias = True

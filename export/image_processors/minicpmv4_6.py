@@ -1,4 +1,4 @@
-"""MiniCPMV4_6ImageProcessor: an image at an area of its own; a large one in slices as well."""
+"""MiniCPMV4_6ImageProcessor and MiniCPMOcrImageProcessor: an image at an area of its own; a large one in slices too."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def _sliced(full: Settings, source: str) -> Sliced:
     return Sliced(step_px=step, tile_px=edge, most_slices=int(full["max_slice_nums"]) if full["slice_mode"] else 1)
 
 
+def _small_as_asked(full: Settings, source: str) -> Sliced:
+    how = full["small_image_upsize"]
+    if how not in ("always", "never"):
+        raise UnsupportedConfigError(
+            f"{source}: small_image_upsize {how!r} takes sizes by the letters that OpenCV finds in an image, which is "
+            "not built; set it to always (small images are made larger, and take more tokens) or never"
+        )
+    return _sliced(full, source).model_copy(update={"grows": how == "always"})
+
+
 MINICPMV4_6 = ImageProcessor(
     {
         **SHARED,
@@ -35,4 +45,9 @@ MINICPMV4_6 = ImageProcessor(
     },
     _sliced,
     without_effect=frozenset({"use_image_id"}),  # a prompt's
+)
+MINICPM_OCR = ImageProcessor(
+    {**MINICPMV4_6.defaults, "downsample_mode": "4x", "small_image_upsize": "always"},
+    _small_as_asked,
+    without_effect=MINICPMV4_6.without_effect,
 )

@@ -29,7 +29,7 @@ from export.image_processors.lfm2_vl import LFM2_VL
 from export.image_processors.llava import LLAVA
 from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
-from export.image_processors.minicpmv4_6 import MINICPMV4_6
+from export.image_processors.minicpmv4_6 import MINICPM_OCR, MINICPMV4_6
 from export.image_processors.mllama import MLLAMA
 from export.image_processors.molmo2 import MOLMO2
 from export.image_processors.ovis2 import OVIS2
@@ -76,6 +76,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Idefics3ImageProcessor": IDEFICS3,
     "JanusImageProcessor": DEEPSEEK_VL,
     "Lfm2VlImageProcessor": LFM2_VL,
+    "MiniCPMOcrImageProcessor": MINICPM_OCR,
     "MiniCPMV4_6ImageProcessor": MINICPMV4_6,
     "MllamaImageProcessor": MLLAMA,
     "Molmo2ImageProcessor": MOLMO2,

@@ -13,6 +13,8 @@ from export.image_processors.image_processor import HALF
 from export.models.authors_towers import tower_of, towers_of, with_language
 from export.models.deepseek_ocr import DeepSeekOcr
 from export.models.deepseek_ocr2 import TEMPLATE, DeepSeekOcr2
+from export.models.deepseek_vl2 import DeepSeekVL2
+from export.vision_language import VisionLanguage
 
 _QUERY_READER: Raw = {
     "hidden_size": 896,
@@ -27,13 +29,13 @@ _QUERY_READER: Raw = {
 _WHOLE_PX = 1024
 
 
-def open_authors_layout(config: Raw) -> DeepSeekOcr | DeepSeekOcr2:
-    """Return the family of a config, by the class that it names.
+def open_authors_layout(config: Raw) -> VisionLanguage:
+    """Return the family of a config, by the class that it names; DeepSeek-VL2's names none.
 
     Raises:
         UnsupportedConfigError: Another one, or a setting that is not built.
     """
-    (name,) = config.get("architectures") or ("no class",)
+    (name,) = config.get("architectures") or (_UNNAMED,)
     if name not in _CLASSES:
         raise UnsupportedConfigError(
             f"deepseek_vl_v2 of {name}: built are {', '.join(_CLASSES)}, and deepseek_vl of transformers"
@@ -105,7 +107,9 @@ class AuthorsDeepSeekOcr2(_OfAuthors, DeepSeekOcr2):
         return self.tower_config.num_queries(side_px)
 
 
-_CLASSES: Mapping[str, type[DeepSeekOcr | DeepSeekOcr2]] = {
+_UNNAMED = "DeepseekVLV2ForCausalLM"
+_CLASSES: Mapping[str, type[VisionLanguage]] = {
+    _UNNAMED: DeepSeekVL2,
     "DeepseekOCRForCausalLM": AuthorsDeepSeekOcr,
     "DeepseekOCR2ForCausalLM": AuthorsDeepSeekOcr2,
 }

@@ -12,16 +12,17 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, LongestEdge
 from bundle.layouts.eve import EvePrompt
+from export.authors.conversation import CURIOUS_USER, IMAGE, two_roles
 from export.config import Raw
 from export.family import Family
 from export.found_processor import FoundProcessor
 from export.image_processors.image_processor import CLIP_MEAN, CLIP_STD
+from export.marked_images import MarkedImages
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
-from export.towers.eve import EveEmbedding
-from export.vision_language import VisionLanguage
+from export.towers.eve import NUM_HEADS, EveEmbedding
 
 _ANY_PIXEL = re.compile(r"patch(\d+)-anypixel-(\d+)$")
 _CLIP = re.compile(r"patch(\d+)(?:-(\d+))?$")
@@ -31,26 +32,8 @@ _SQUARE = 2
 """Patches each way of a square (`conv_stride`), which a file states that is beside no checkpoint. Concluded: of 672
 pixels, patches of 14 and CLIP's grid of 24 the authors' code takes 1 or 2, and it tunes on prompts of 2048 tokens, into
 which 48 x 48 patches do not go."""
-_HEADS = 8
 _MLP = re.compile(r"mlp(\d+)x_gelu$")
-_PLACE = "unk_token"
-"""Stands for an image: the vocabulary has no token for one (`IMAGE_TOKEN_INDEX` is -200), and no text becomes this."""
-_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% set told = messages[0].role == 'system' %}"
-    "{% if told %}{% set system = messages[0].content %}"
-    "{% if system is not string %}{% set system = system | map(attribute='text') | join %}{% endif %}"
-    "{{ system }}{% else %}{{ 'A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' }}{% endif %}{{ ' ' }}"
-    "{% for message in (messages[1:] if told else messages) %}"
-    "{% if message.content is string %}{% set images, said = 0, message.content %}{% else %}"
-    "{% set images = message.content | selectattr('type', 'equalto', 'image') | list | length %}"
-    "{% set said = message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join %}{% endif %}"
-    "{% if message.role == 'user' %}{{ 'USER: ' + '{image}\n' * images + said + ' ' }}"
-    "{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' + said + eos_token }}"
-    "{% else %}{{ raise_exception('EVE knows a system message at the start alone') }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+_END = "</s>"
 
 
 @dataclass(frozen=True)
@@ -111,7 +94,7 @@ class _Matrices(Module):
         return x
 
 
-class Eve(VisionLanguage):
+class Eve(MarkedImages):
     """`model_type` eve."""
 
     text_prefix = "model"
@@ -130,8 +113,10 @@ class Eve(VisionLanguage):
                 raise UnsupportedConfigError(f"config.json: {key} is true; built are images without tokens around them")
         self._sizes = _Sizes.read(config)
         self._width = int(config.get("mm_hidden_size", 1024))
-        if self._width % _HEADS:
-            raise UnsupportedConfigError(f"config.json: mm_hidden_size {self._width} is no multiple of {_HEADS} heads")
+        if self._width % NUM_HEADS:
+            raise UnsupportedConfigError(
+                f"config.json: mm_hidden_size {self._width} is no multiple of {NUM_HEADS} heads"
+            )
 
     @property
     def text_config(self) -> Raw:
@@ -182,24 +167,17 @@ class Eve(VisionLanguage):
         return Chain(embedding, _Matrices(sizes, num, rows=rows, is_single=depth is None))
 
     def image_prompt(self, found: FoundProcessor) -> EvePrompt:
-        """Return the token that stands for nothing the vocabulary spells, once for every row.
-
-        Raises:
-            UnsupportedConfigError: The tokenizer names none.
-        """
-        token = found.vocabulary.template_tokens.get(_PLACE)
-        if token is None:
-            raise UnsupportedConfigError(f"tokenizer_config.json names no {_PLACE}, which holds an image's place")
+        """Return the mark of an image once for every row."""
         return EvePrompt(
-            image_token=token,
-            image_token_id=found.vocabulary.id_of(token, _PLACE),
+            image_token=IMAGE,
+            image_token_id=found.vocabulary.id_of(IMAGE, "the mark of an image"),
             tokens_per_tile=self._rows,
             step_px=self._sizes.patch_px * _SQUARE,
         )
 
-    def default_template(self, found: FoundProcessor) -> str:
-        """Return Vicuna's conversations, on which the authors tune: images before all words of a message."""
-        return _TEMPLATE.replace("{image}", found.vocabulary.template_tokens.get(_PLACE, ""))
+    def own_template(self) -> str:
+        """Return Vicuna's conversation, by which the authors tune and judge: images before all words of a message."""
+        return "{{ bos_token }}" + two_roles(_END, CURIOUS_USER, gathers_images=True).template()
 
     @property
     def _rows(self) -> int:

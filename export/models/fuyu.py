@@ -45,6 +45,7 @@ class Fuyu(VisionLanguage):
 
     text_prefix = "model.language_model"
     image_processor = "FuyuImageProcessor"
+    cuts_at_images = True
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.(?:model\.)?", "model.language_model."),
@@ -116,22 +117,14 @@ class Fuyu(VisionLanguage):
         """Return rows of patches that all end, and the token before the text.
 
         Raises:
-            UnsupportedConfigError: A token is not in the vocabulary, or the tokenizer begins a text otherwise behind
-                one than where it stands alone.
+            UnsupportedConfigError: A token is not in the vocabulary.
         """
-        vocabulary = found.vocabulary
-        for token, role in ((_LINE_END, "a row of patches"), (_ANSWER, "a text about an image")):
-            vocabulary.id_of(token, f"the token behind {role}")
-        text = vocabulary.id_of(_TEXT, "the token before a text")
-        tokenizer = _tokenizer(vocabulary)
-        alone, begin = tokenizer.encode("x"), _begin(tokenizer, vocabulary)
-        behind = {_TEXT: [text], **({begin: tokenizer.with_special_tokens([])} if begin else {})}
-        if any(tokenizer.encode(f"{token}x") != [*ids, *alone] for token, ids in behind.items()):
-            raise UnsupportedConfigError(
-                f"tokenizer.json begins a text behind {' or '.join(behind)} otherwise than one alone (a Metaspace of "
-                "scheme 'first'?), and the model's processor cuts them apart there; built are tokenizers "
-                "whose normalizer puts the blank before each, as sentencepiece's become"
-            )
+        for token, role in (
+            (_LINE_END, "the token behind a row of patches"),
+            (_TEXT, "the token before a text"),
+            (_ANSWER, "the token behind a text about an image"),
+        ):
+            found.vocabulary.id_of(token, role)
         rows, cols = (side // self._patch_px for side in found.spec.tile_size_px)
         return FuyuPrompt(
             image_token=_IMAGE,
@@ -144,23 +137,24 @@ class Fuyu(VisionLanguage):
         )
 
     def default_template(self, found: FoundProcessor) -> str:
-        """Return one message: the image before its text and the token that begins an answer, or a text that goes on."""
-        begin = _begin(_tokenizer(found.vocabulary), found.vocabulary)
+        """Return one message: the image before its text and the token that begins an answer, or a text that goes on.
+
+        Raises:
+            UnsupportedConfigError: The tokenizer puts more around a text than the token that begins it.
+        """
+        begin = _begin(found.vocabulary)
         template = _TEMPLATE.replace("{begin}", begin).replace("{image}", _IMAGE)
         return template.replace("{answer}", _ANSWER)
 
 
-def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(vocabulary.text))
-
-
-def _begin(tokenizer: Tokenizer, vocabulary: Vocabulary) -> str:
-    """Return the token that `tokenizer.json` begins a text with, which stands alone; "" where it puts none.
+def _begin(vocabulary: Vocabulary) -> str:
+    """Return the token that `tokenizer.json` begins a text with; "" where it puts none.
 
     Raises:
         UnsupportedConfigError: It puts others around a text.
     """
-    around, bos = tokenizer.with_special_tokens([]), vocabulary.template_tokens.get("bos_token", "")
+    around = Tokenizer(tokenizers.Tokenizer.from_str(vocabulary.text)).with_special_tokens([])
+    bos = vocabulary.template_tokens.get("bos_token", "")
     if around and around != [vocabulary.ids.get(bos)]:
         raise UnsupportedConfigError(f"tokenizer.json puts the tokens {around} around a text; built is bos_token alone")
     return bos if around else ""

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import ClassVar
 
 from bundle.image import ImageSpec
-from export.authors.conversation import IMAGE
 from export.authors.fastvlm import RENAMES as FASTVITHD
 from export.authors.fastvlm import UNUSED
 from export.authors.translation import Translation
@@ -20,12 +19,11 @@ from export.config import Raw
 from export.decoders.decoder import Decoder
 from export.found_processor import FoundProcessor
 from export.image_processor import read_image_spec
+from export.marked_images import MarkedImages
 from export.models.fast_vlm import FastVLM
 from export.models.llava import PROJECTOR, Llava
 from export.models.llava_next import LlavaNext
 from export.models.llava_onevision import LlavaOnevision
-from export.nn.linear import Embedding
-from export.nn.module import Module
 from export.vision_language import VisionLanguage
 
 LAYOUTS: Mapping[str, str] = {
@@ -36,6 +34,8 @@ LAYOUTS: Mapping[str, str] = {
     "bunny-phi": "bunny",
     "bunny-qwen2": "bunny",
     "bunny-llama": "bunny",
+    "tiny_llava": "tinyllava_bench",
+    "tiny_llava_phi": "tinyllava_bench",
     "tinyllava": "tinyllava",
 }
 """`model_type` to the file in `export/authors/` that opens it."""
@@ -73,15 +73,8 @@ def open_authors(config: Raw) -> VisionLanguage:
     return LlavaNextAuthors(translation) if translation.has_tiles else LlavaAuthors(translation)
 
 
-class _Authors(VisionLanguage):
-    """What such checkpoints share: no token for an image, no template, and images as the tower's repository says.
-
-    The token that marks an image stands behind the tokenizer's own; where the table of words has no row for it, it gets
-    one that nothing reads.
-    """
-
-    reads_vocabulary = True
-    cuts_at_images = True
+class _Authors(MarkedImages):
+    """What such checkpoints share: no token for an image, no template, and images as the tower's repository says."""
 
     def __init__(self, translation: Translation) -> None:
         super().__init__(translation.config)
@@ -93,38 +86,6 @@ class _Authors(VisionLanguage):
         decoder = super().decoder
         decoder.has_head_bias = decoder.has_head_bias or self._translation.has_head_bias
         return decoder
-
-    @property
-    def _num_rows(self) -> int:
-        """Of the table of words, with one for the image token."""
-        return max(self.decoder.config.vocab_size, 1 + max(self._with_image.values(), default=-1))
-
-    @property
-    def _with_image(self) -> Mapping[str, int]:
-        return {**self.stated_ids, **self.own_tokens(self.stated_ids)} if self.stated_ids else {}
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids that a prompt may hold are below it; scores are of the decoder's own."""
-        return self._num_rows
-
-    def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
-        """Return the token that marks an image, behind the others, unless the tokenizer has it."""
-        return {} if IMAGE in ids else {IMAGE: max(ids.values()) + 1}
-
-    def table(self) -> Module:
-        """Return the table of words, longer by a row where the image token's is lacking."""
-        sizes = self.decoder.config
-        if self._num_rows == sizes.vocab_size:
-            return super().table()
-        name = f"{self.text_prefix}.embed_tokens"
-        return Embedding(
-            self._num_rows,
-            sizes.hidden_size,
-            name=name,
-            scale=self.decoder.embedding_scale,
-            num_stored=sizes.vocab_size,
-        )
 
     def own_image_spec(self) -> ImageSpec:
         """Return the preprocessing of the tower's repository, squared by padding or cut into tiles by the config."""

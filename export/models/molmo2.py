@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from bundle.grounding import PointGrounding
 from bundle.image import ImageSpec, OverlappingCrops
 from bundle.layouts.molmo2 import Molmo2Prompt
 from bundle.layouts.prompt import LooksAhead
@@ -42,6 +43,8 @@ _TOWER, _PROJECTOR = "model.vision_tower", "model.multi_modal_projector"
 _FOR_IMAGE = "<|image|>"
 """What chat templates write for an image."""
 _FOR_VIDEO, _PATCH = "<|video|>", "<im_patch>"
+_POINT_SCALE = 1000
+"""Of points in answers (the model's card)."""
 _FRAME_POOL = (3, 3)
 """Windows of a frame, in patches: transformers' and the published processors' `pooling_size` of videos."""
 
@@ -277,6 +280,10 @@ class Molmo2(VisionLanguage):
             pool=self._pool,
             crop_px=self._tower.image_size_px,
         )
+
+    def grounding(self, found: FoundProcessor) -> PointGrounding:
+        """Return points in tags, in thousandths of width and height."""
+        return PointGrounding(scale=_POINT_SCALE)
 
     def with_frames(self, spec: ImageSpec, settings: Raw, source: str) -> ImageSpec:
         """Return the preprocessing with that of a video's frames, which are one crop each.

@@ -17,9 +17,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
 from bundle.errors import UnsupportedConfigError
 from bundle.image import Fixed, ImageSpec, StretchedGrid
 from bundle.layouts.llava import LlavaPrompt
@@ -30,10 +27,10 @@ from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
-from export.nn.module import Module, Weight
+from export.nn.module import Module
 from export.quantized.method import QuantizationMethod
 from export.quantized.packed_projections import PackedProjections, one_after_another
-from export.towers.siglip import VISION_DEFAULTS, NormedSiglipTower
+from export.towers.siglip import VISION_DEFAULTS, OneImageSiglipTower
 from export.vision_language import VisionLanguage
 
 _BUILT = [("vit_cls_flag", False), ("lm_attn_scaling", 1.0), ("lm_use_tokens", False)]
@@ -61,23 +58,6 @@ _IN_STRINGS = (
 )
 """Before a template that reads a message as one string: images of a message before its text, as in training."""
 _NUMBERED = "{% if seen.images > 1 %}{{ '<image: ' ~ seen.number ~ '>' }}{% endif %}"
-
-
-class _Positions(Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__("position_embedding")
-        self.weight = Weight(1, config.grid**2, config.tower.hidden_size)
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return op.Add(x, self.weight)
-
-
-class _Tower(NormedSiglipTower):
-    """SigLIP's, whose positions are stored as those of one image."""
-
-    def __init__(self, config: VisionConfig, dialect: Dialect, name: str) -> None:
-        super().__init__(config, dialect, name)
-        self.embeddings.position_embedding = _Positions(config)
 
 
 class NanoVLM(VisionLanguage):
@@ -217,7 +197,7 @@ class NanoVLM(VisionLanguage):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, shuffle and projection."""
-        tower, size = _Tower(self._vision, dialect, "model.vision_tower"), self.decoder.config.hidden_size
+        tower, size = OneImageSiglipTower(self._vision, dialect, "model.vision_tower"), self.decoder.config.hidden_size
         width, name = self._vision.tower.hidden_size, "model.connector"
         return Chain(tower, PixelShuffle(self._vision.grid, width, size, self._factor, name=name))
 

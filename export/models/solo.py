@@ -22,7 +22,7 @@ _AROUND, _PATCH, _ROW = "<vision>", "<vpatch>", "<vrow_sep>"
 """Of the authors' `src/data/instruction_tuning.py`, which ends an image by the token that opens it; `</vision>` is in
 the vocabulary, and in no prompt."""
 _PLACE_ID = 32_001
-"""Of `<vpatch>`: the second token behind Mistral's 32,000 (`scripts/model/create_solo.py`)."""
+"""Of `<vpatch>` by the authors' `scripts/model/create_solo.py`: the second token behind Mistral's 32,000."""
 _PATCHES_A_SIDE = 32
 """Of the longest side (`image_utils.py`: 1024 pixels in patches of 32)."""
 _IMAGES = "selectattr('type', 'equalto', 'image') | list | length"
@@ -53,19 +53,17 @@ class _Patches(Module):
 
 
 class Solo(VisionLanguage):
-    """`architectures` SoloForCausalLM, whose `model_type` is mistral.
-
-    `image_token_id`, a key that the authors' config lacks, is the id of `<vpatch>` where that is not 32,001.
-    """
+    """`architectures` SoloForCausalLM, whose `model_type` is mistral."""
 
     text_prefix = "model"
     image_processor = "PixtralImageProcessor"
+    reads_vocabulary = True
+    cuts_at_images = True
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
         require(config, [("text_config", None), ("vision_config", None)])
         self._patch_px = int(config.get("vision_patch_size", 32))
-        self._place_id = int(config.get("image_token_id", _PLACE_ID))
 
     @property
     def text_config(self) -> Raw:
@@ -103,12 +101,12 @@ class Solo(VisionLanguage):
         Raises:
             UnsupportedConfigError: The table has no such row.
         """
-        if not 0 <= self._place_id < self.vocab_size:
+        place_id = self.stated_ids.get(_PATCH, _PLACE_ID)
+        if place_id >= self.vocab_size:
             raise UnsupportedConfigError(
-                f"config.json: vocab_size {self.vocab_size} has no token {self._place_id}, which stands for patches; "
-                "image_token_id says its id where that is another"
+                f"config.json: vocab_size {self.vocab_size}: the table has no row of {_PATCH}, whose id is {place_id}"
             )
-        return _Patches(self.decoder.config.hidden_size, self._patch_px, self._place_id)
+        return _Patches(self.decoder.config.hidden_size, self._patch_px, place_id)
 
     def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
         """Return the tokens of images, which the tokenizer has as pieces that no text becomes."""
@@ -118,14 +116,14 @@ class Solo(VisionLanguage):
         """Return rows of patches between their tokens.
 
         Raises:
-            UnsupportedConfigError: A token is not in the vocabulary, or the one of patches has another id.
+            UnsupportedConfigError: A token is not in the vocabulary.
         """
         for token, role in ((_AROUND, "the token around an image"), (_ROW, "the token between rows")):
             found.vocabulary.id_of(token, role)
         rows, cols = (side // self._patch_px for side in found.spec.tile_size_px)
         return SoloPrompt(
             image_token=_PATCH,
-            image_token_id=found.image_token_id({"image_token_id": self._place_id}, _PATCH),
+            image_token_id=found.vocabulary.id_of(_PATCH, "the token in the places of patches"),
             tokens_per_tile=rows * cols,
             step_px=self._patch_px,
             break_token=_ROW,

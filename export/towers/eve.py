@@ -14,7 +14,7 @@ from export.nn.patches import Grid, StillPatches
 
 _EPS = 1e-5
 """Of PyTorch's LayerNorm, which no config changes."""
-_HEADS = 8
+NUM_HEADS = 8
 """Fixed in the authors' `vision_tokenizer.py`, as the scale is: by the root of the whole width, not of a head's."""
 
 
@@ -30,7 +30,7 @@ class _Look(Module):
             for part, each in enumerate("kv")
         )
         self.proj = Linear(size, size, rows=rows)
-        self.heads = Heads(_HEADS, _HEADS, size // _HEADS, float(size) ** -0.5)
+        self.heads = Heads(NUM_HEADS, NUM_HEADS, size // NUM_HEADS, float(size) ** -0.5)
 
     def projected(self, op: OpBuilder, x: ir.Value, seen: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return queries of x, keys and values of what they see, each as wide as those."""

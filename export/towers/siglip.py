@@ -7,7 +7,7 @@ from onnxscript import OpBuilder
 
 from export.config import Raw, VisionConfig
 from export.nn.dialect import Dialect
-from export.nn.module import Module
+from export.nn.module import Module, Weight
 from export.nn.norms import LayerNorm
 from export.nn.vit import Encoder, Passed, SiglipEmbeddings
 
@@ -61,3 +61,20 @@ class NormedSiglipTower(SiglipTower):
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, patches, D]."""
         return self.post_layernorm(op, super().forward(op, pixel_values).states[-1])
+
+
+class OneImageSiglipTower(NormedSiglipTower):
+    """The same, whose positions the checkpoint keeps as one image's, [1, N, D] (timm, nanoVLM)."""
+
+    def __init__(self, config: VisionConfig, dialect: Dialect, name: str) -> None:
+        super().__init__(config, dialect, name)
+        self.embeddings.position_embedding = _OneImagePositions(config)
+
+
+class _OneImagePositions(Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__("position_embedding")
+        self.weight = Weight(1, config.grid**2, config.tower.hidden_size)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return op.Add(x, self.weight)

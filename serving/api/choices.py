@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bundle.grounding import Grounded, GroundedObject
@@ -36,6 +37,8 @@ def grounding_body(grounded: Grounded) -> dict[str, Any]:
 def _object_body(found: GroundedObject) -> dict[str, Any]:
     boxes = [list(box) for box in found.boxes]
     body: dict[str, Any] = {"text": found.text, "start": found.start, "end": found.end, "boxes": boxes}
+    if found.points:
+        body["points"] = [asdict(each) for each in found.points]
     return {**body, "polygons": [list(each) for each in found.polygons]} if found.polygons else body
 
 

@@ -94,7 +94,7 @@ class VisionStage:
         self._image_prompt = bundle.manifest.image_prompt
         self._any_question: Asked | None = None if bundle.manifest.question is None else (0,)
         self._identity = encoder_identity(bundle.manifest, self._spec)
-        self._identity_among = encoder_identity(bundle.manifest, self._spec.among(2))
+        self._identity_among = encoder_identity(bundle.manifest, self._spec.among(self._spec.geometry.others_from))
         self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
         self._pool = pool
         self._bounds = try_bounds(bundle, settings)

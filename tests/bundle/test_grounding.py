@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from bundle.grounding import GroundedObject, LocationGrounding, PatchGrounding
+from bundle.grounding import GroundedObject, LocationGrounding, PatchGrounding, PointGrounding
 
 OF_TWO = "<patch_index_0003><patch_index_0067></delimiter_of_multi_objects/><patch_index_0100><patch_index_0103>"
 
@@ -120,3 +122,36 @@ def test_what_names_no_place_is_text_and_places_beyond_the_bins_are_dropped() ->
     assert LOCATIONS.read("a < b and <b>bold</b> ").text == "a < b and <b>bold</b> "
     found = LOCATIONS.read(f"a cat{located(1, 2, 3, 1000)}a dog{located(1, 2, 3)} and more", "Locate")
     assert (found.text, found.objects) == ("a cat, a dog, and more", ())
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "named"),
+    [
+        (
+            'Counting the <points coords="1 1 073 160 2 1000 000" alt="boats">the boats</points> shows 2.',
+            "Counting the the boats shows 2.",
+            [("the boats", 13, [(1, 1, 0.073, 0.16), (2, 1, 1.0, 0.0)])],
+        ),
+        (
+            '<tracks coords="0.5 1 100 200 2 300 400;1.0 2 310 420">ball</tracks> and <points coords="2 1 500 500"/>',
+            "ball and ",
+            [
+                ("ball", 0, [(1, 0.5, 0.1, 0.2), (2, 0.5, 0.3, 0.4), (2, 1.0, 0.31, 0.42)]),
+                (None, 9, [(1, 2, 0.5, 0.5)]),
+            ],
+        ),
+        ('<points coords="1 1 2000 10">far</points> <points coords="a 1 2">x</points>', "far x", []),
+        ('cut <points coords="1 1 100 2', 'cut <points coords="1 1 100 2', []),
+        ('<points coords="1 1 100 200">never closed', '<points coords="1 1 100 200">never closed', []),
+        ("There are none.", "There are none.", []),
+    ],
+)
+def test_points_are_read_from_their_tags(said: str, text: str, named: list[tuple[str | None, int, list[Any]]]) -> None:
+    """Forms as Ai2's own tests and playground have them: of one image, of seconds of a video, without words."""
+    found = PointGrounding(scale=1000).read(said)
+    assert found.text == text
+    told = [(each.text, each.start, [(p.number, p.at, p.x, p.y) for p in each.points]) for each in found.objects]
+    assert told == named
+    for each in found.objects:
+        assert each.boxes == ()
+        assert found.text[each.start : each.end] == (each.text or "")

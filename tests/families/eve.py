@@ -134,7 +134,7 @@ class Processor:
         return found.transpose(2, 0, 1)
 
     def __call__(self, images: list[Image.Image], text: str) -> Any:
-        """Return ids, those of images 0, and pixels."""
+        """Return ids, with that behind the last in the places of images, and pixels."""
         import torch
 
         chunks = f"{SYSTEM} USER: {'<image>' + chr(10) if images else ''}{text} ASSISTANT:"
@@ -146,7 +146,7 @@ class Processor:
             if at < len(images):
                 step = self.sizes.patch * self.sizes.square
                 rows, cols = (side // step for side in pixels[at].shape[1:])
-                ids += [0] * (1 + rows * (cols + 1))
+                ids += [len(PIECES)] * (1 + rows * (cols + 1))
         made: dict[str, Any] = {"input_ids": torch.tensor([ids])}
         return made | ({"images": pixels} if images else {})
 
@@ -212,10 +212,10 @@ def model(folder: Path) -> Any:
         return projected(torch.cat([whole[None], torch.cat([lines, ends], dim=1).flatten(0, 1)]))
 
     def answered(input_ids: Any, attention_mask: Any = None, images: Any = None) -> Any:
-        embeds = decoder.model.embed_tokens(input_ids).clone()
+        is_image = input_ids == len(PIECES)
+        embeds = decoder.model.embed_tokens(input_ids.masked_fill(is_image, 0)).clone()
         if images:
-            rows = torch.cat([rows_of(each) for each in images])
-            embeds[0, (input_ids[0] == 0).nonzero()[: len(rows), 0]] = rows  # an answer may hold that token as well
+            embeds[is_image] = torch.cat([rows_of(each) for each in images])
         return decoder(inputs_embeds=embeds, attention_mask=attention_mask)
 
     return answered

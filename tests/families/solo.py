@@ -47,7 +47,6 @@ def _config(**changes: Any) -> Config:
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "vision_patch_size": 20,
-        "image_token_id": PLACE_ID,
         "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,

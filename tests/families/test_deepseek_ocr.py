@@ -63,7 +63,7 @@ def test_the_second_model_is_one_in_both_layouts(sample_of: Any, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architectures": ["DeepseekVLV2ForCausalLM"]}, "DeepseekVLV2ForCausalLM"),
+        ({"architectures": ["DeepseekV2ForCausalLM"]}, "deepseek_vl_v2 of DeepseekV2ForCausalLM"),
         ({"tile_tag": "1D"}, "tile_tag"),
         ({"projector_config": {"projector_type": "downsample_mlp_gelu"}}, "projector_type"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),

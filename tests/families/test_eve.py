@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bundle.errors import PromptError, UnsupportedConfigError
+from bundle.errors import UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from export.architectures import load_family
@@ -67,13 +67,10 @@ def test_a_conversation_is_vicunas(sample_of: Any, families: dict[str, ModuleTyp
     assert found == [*wanted, *after[len(begin) :]]
     told = builder.build([Turn("system", ("Be brief.",)), Turn("user", ("x",))], [])
     assert told.token_ids.tolist() == sample.processor.tokenizer.encode("Be brief. USER: x ASSISTANT:").ids
-    with pytest.raises(PromptError, match="system message at the start alone"):
-        builder.build([*turns, Turn("system", ("x",)), *turns[:1]], [layout, layout])
 
 
-@pytest.mark.parametrize("token", ["<unk>", "</s>", "<s>"])
+@pytest.mark.parametrize("token", ["<image>", "</s>", "<s>"])
 def test_callers_write_none_of_the_models_tokens(token: str, sample_of: Any) -> None:
-    """The one that holds the places of images among them."""
     builder = PromptBuilder.from_bundle(sample_of("eve", 0).bundle())
     plain, forged = (builder.build([Turn("user", (text,))], []).token_ids for text in ("a b", f"a{token}b"))
     token_id = builder.tokenizer.token_id(token)

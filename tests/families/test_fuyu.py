@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
+from bundle.directory import open_bundle
 from bundle.errors import ImageError, PromptError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec, PaddedPatches
 from bundle.prompt import Placeholder, PromptBuilder, Turn
@@ -132,16 +133,21 @@ def test_a_published_config_is_read_with_the_sizes_that_it_leaves_out() -> None:
     assert (config.rope.theta, config.rope.part, family.vocab_size) == (25000.0, 0.5, 262_144)
 
 
-def test_a_tokenizer_that_begins_texts_once_alone_is_refused(sample_of: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_that_begins_texts_once_alone_begins_both_halves(sample_of: Any, tmp_path: Path) -> None:
     """Its blank would stand before the first of a prompt's texts, where the processor cuts them and has two firsts."""
-    shutil.copytree(sample_of("fuyu", 1).checkpoint, tmp_path / "changed")
+    sample, image = sample_of("fuyu", 1), picture(1)
+    shutil.copytree(sample.checkpoint, tmp_path / "changed")
     path = str(tmp_path / "changed" / "tokenizer.json")
     backend = Tokenizer.from_file(path)
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.save(path)
-    with pytest.raises(UnsupportedConfigError, match="behind <s> otherwise than one alone"):
-        export_checkpoint(tmp_path / "changed", tmp_path / "bundle")
+    export_checkpoint(tmp_path / "changed", tmp_path / "bundle")
+    bundle = open_bundle(tmp_path / "bundle")
+    layout = ImageSpec.read(bundle.path(PREPROCESSOR)).layout(*image.size)
+    found = PromptBuilder.from_bundle(bundle).build([Turn("user", (Placeholder.IMAGE, "What is it?"))], [layout])
+    processor = sample.family.processor(tmp_path / "changed")
+    assert found.token_ids.tolist() == sample.family.inputs(processor, [image, "What is it?"])["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("text", ["a <box>1, 2, 3, 4</box> b", " two  blanks ", "é\n\tü", "|SPEAK <s >", "4>"])

@@ -203,6 +203,13 @@ CASES = {
         of_factory,
         "vicuna-endoftext",
     ),
+    "tinyllava-bench": Case(
+        "llava_phi",
+        _first_of(vision_feature_select_strategy="full", vision_feature_layer=-1),
+        {"model_type": "tiny_llava_phi", "image_aspect_ratio": "square", "mm_vision_select_layer": -2, **_SIGLIP},
+        flat,
+        "vicuna-endoftext",
+    ),
     "fastvlm": Case(
         "fast_vlm",
         _first_of(),

@@ -130,3 +130,21 @@ def test_images_within_a_bound_have_fewer_slices_or_none() -> None:
     assert small.layout(2000, 2000).rows == 0
     with pytest.raises(ValueError, match="tile_px"):
         published.within(50**2)
+
+
+def test_sizes_by_letters_are_refused_of_minicpm_ocr() -> None:
+    settings = {"image_processor_type": "MiniCPMOcrImageProcessor"}
+    assert read_image_spec({**settings, "small_image_upsize": "always"}, "x") == read_image_spec(settings, "x")
+    with pytest.raises(UnsupportedConfigError, match="small_image_upsize 'adaptive'"):
+        read_image_spec({**settings, "small_image_upsize": "adaptive"}, "x")
+
+
+def test_minicpm_ocr_has_its_own_defaults() -> None:
+    from transformers import MiniCPMOcrConfig
+
+    stated = MiniCPMOcrConfig().to_dict()
+    least = {"model_type": "minicpm_ocr", "text_config": stated["text_config"], "vision_config": {}}
+    whole, found = load_family(stated), load_family(least)
+    assert found._tower == whole._tower  # type: ignore[attr-defined]
+    assert found._side == whole._side == 2  # type: ignore[attr-defined]
+    assert found.stand_ins() == whole.stand_ins() != {}

@@ -21,7 +21,7 @@ Parts = list[str | Image.Image]
 SETTINGS = RuntimeSettings(intra_threads=1)
 
 
-@pytest.mark.parametrize("family", ["mistral3", "lighton_ocr", "hunyuan_vl", "pixtral"])
+@pytest.mark.parametrize("family", ["mistral3", "lighton_ocr", "hunyuan_vl", "pixtral", "solo", "eve"])
 def test_prompts_in_pieces_say_what_whole_ones_say(
     family: str, sample_of: Any, conversations: dict[str, Parts]
 ) -> None:

@@ -61,18 +61,28 @@ class AnsweredCall(Answer):
     function: AnsweredFunction
 
 
+class Point(Answer):
+    """A point as shares of width and height: the `number` of a thing, `at` the image of that number, or the second."""
+
+    number: int
+    at: float
+    x: float
+    y: float
+
+
 class GroundedPart(Answer):
     """A part of `grounding.text` and its boxes: left, top, right, bottom, as shares of the image's width and height.
 
     Boxes without words have no text, and stand where `start` and `end` say. `polygons` are outlines, x, y, x, y, ...,
-    one in each box, where the model said outlines.
+    one in each box, where the model said outlines. Models that say points have `points`, and no boxes.
     """
 
     text: str | None
     start: int
     end: int
-    boxes: list[tuple[float, float, float, float]] = Field(min_length=1)
+    boxes: list[tuple[float, float, float, float]]
     polygons: list[list[float]] = Field(default_factory=list)
+    points: list[Point] = Field(default_factory=list)
 
 
 class Grounding(Answer):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bundle.grounding import FieldGrounding, PatchGrounding
+from bundle.grounding import FieldGrounding, PatchGrounding, PointGrounding
 from serving.api.answers.chat import ChatCompletion, ChatCompletionChunk
 from serving.fake import FakeClient
 
@@ -48,6 +48,20 @@ def test_a_stream_has_the_boxes_with_its_last_piece(
 
 def test_models_that_say_no_boxes_have_no_such_field(api: Any, ask: Callable[..., dict[str, Any]]) -> None:
     assert "grounding" not in api.post(CHAT, ask()).json()["choices"][0]["message"]
+
+
+def test_points_are_told_without_boxes(api: Any, engine: FakeClient, ask: Callable[..., dict[str, Any]]) -> None:
+    engine.behaviour.answer = 'See <points coords="1 1 250 500 2 000 999">cats</points>'
+    engine.behaviour.grounding = PointGrounding(scale=1000)
+    body = api.post(CHAT, ask(max_tokens=40)).json()
+    ChatCompletion.model_validate(body)
+    points = [{"number": 1, "at": 1.0, "x": 0.25, "y": 0.5}, {"number": 2, "at": 1.0, "x": 0.0, "y": 0.999}]
+    found = {"text": "cats", "start": 4, "end": 8, "boxes": [], "points": points}
+    message = body["choices"][0]["message"]
+    assert (message["content"], message["grounding"]) == (
+        engine.behaviour.answer,
+        {"text": "See cats", "objects": [found]},
+    )
 
 
 def test_fields_of_a_document_come_beside_their_marks(
