@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bundle.errors import ParameterError, SettingsError
-from commands.options import JsonOption, ThreadsOption
+from bundle.errors import ModelNotFoundError, ParameterError, SettingsError
+from commands.options import AdapterOption, JsonOption, ThreadsOption
 from commands.respondents import Endpoint, KeyOption, NameOption, is_url, respondent_of
 from commands.terminal import console, print_json, progress
 
@@ -62,6 +62,7 @@ def evaluate(
         str | None, typer.Option(help="Which rows of prompts stay, with --kv-budget. Default: snapkv.")
     ] = None,
     kv_budget: Annotated[float | None, typer.Option(help="Share of a prompt's rows that stays. Default: 1.")] = None,
+    adapter: AdapterOption = "",
     threads: ThreadsOption = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Ask anew what was asked before.")] = False,
     as_json: JsonOption = False,
@@ -79,6 +80,7 @@ def evaluate(
     cheaper, told = _cheaper(vision_method, vision_keep, kv_policy, kv_budget)
     if told and is_url(target):
         raise typer.BadParameter("--vision-keep and --kv-budget are for bundles; an endpoint has settings of its own")
+    told |= {"adapter": adapter} if adapter else {}
     replies = output.with_name(f"{output.stem}.replies.jsonl")
     options = Options(max_tokens, at_once, instruction, tuple(template or ()), told)
     samples = read_file(file, Beside(images, annotations, split), limit)
@@ -86,12 +88,14 @@ def evaluate(
         replies.unlink(missing_ok=True)
 
     async def run() -> EvaluationReport:
-        async with respondent_of(target, Endpoint(name, key_env, embeds), threads, at_once, cheaper) as respondent:
+        async with respondent_of(
+            target, Endpoint(name, key_env, embeds), threads, at_once, cheaper, adapter
+        ) as respondent:
             return await evaluate_file(samples, respondent, options, replies, target, progress)
 
     try:
         found = asyncio.run(run())
-    except (SettingsError, ParameterError) as error:
+    except (SettingsError, ParameterError, ModelNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     write_whole(output, evaluation_page(found).encode())
     write_whole(output.with_suffix(".json"), found.model_dump_json(indent=2).encode())

@@ -42,7 +42,12 @@ def is_url(target: str) -> bool:
 
 
 def respondent_of(
-    target: str, endpoint: Endpoint, threads: int, at_once: int = 1, cheaper: Cheaper | None = None
+    target: str,
+    endpoint: Endpoint,
+    threads: int,
+    at_once: int = 1,
+    cheaper: Cheaper | None = None,
+    adapter: str = "",
 ) -> EndpointRespondent | BundleRespondent:
     """Return the model of a target, not yet loaded or reached.
 
@@ -52,13 +57,19 @@ def respondent_of(
         threads: Inside one operator, in this process.
         at_once: Questions at a time, in this process.
         cheaper: What is left out of prompts, in this process.
+        adapter: Of a bundle's, by name; empty: none.
 
     Raises:
-        BadParameter: Something is said of an endpoint, and the target is a bundle.
+        BadParameter: Something is said of an endpoint, and the target is a bundle, or the reverse.
+        ModelNotFoundError: The bundle holds no such adapter.
         BundleFormatError: The folder is not a bundle.
         SettingsError: The URL is none.
     """
     if is_url(target):
+        if adapter:
+            raise typer.BadParameter(
+                f"--adapter {adapter}: an endpoint lists adapters as models; write --name {adapter}"
+            )
         from serving.respondents.endpoint import EndpointRespondent
 
         return EndpointRespondent(target, endpoint.name, os.environ.get(endpoint.key_env), embeds=endpoint.embeds)
@@ -68,4 +79,4 @@ def respondent_of(
         raise typer.BadParameter(
             f"{target} is a bundle, which says itself what it is; only an endpoint's model is named"
         )
-    return BundleRespondent(Path(target), at_once, threads, cheaper)
+    return BundleRespondent(Path(target), at_once, threads, cheaper, adapter)

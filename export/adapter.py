@@ -172,7 +172,7 @@ class Adapter:
                 continue
             stem = key.removesuffix(down_end)
             up = self.tensors.get(stem + up_end)
-            if up is None or len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+            if up is None or len(down.shape) != 2 or len(up.shape) != 2 or not 0 < down.shape[0] == up.shape[1]:
                 raise UnsupportedConfigError(f"{self.file}: {key} has no second matrix that goes with it")
             name = _graph_name(f"{stem}.weight", renames)
             found[name] = LowRank(down, up, self._scale(f"{stem}{_DOWN}", down.shape[0]))

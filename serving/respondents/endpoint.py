@@ -118,9 +118,10 @@ class EndpointRespondent:
             raise MachineError(f"{self.url}/models: {error}") from error
         cards = {str(card.get("id")): card for card in listed if isinstance(card, dict)}
         if self._model is None:
-            if len(cards) != 1:
+            whole = [name for name, card in cards.items() if not card.get("parent")]  # others are adapters of them
+            if len(whole) != 1:
                 raise SettingsError(f"{self.url} has the models {', '.join(cards) or 'none'}; name one with --name")
-            self._model = next(iter(cards))
+            self._model = whole[0]
         if self._embeds is None:
             self._task = str(cards.get(self._model, {}).get("task", ""))
             self._embeds = self._task in EMBEDDING_TASKS

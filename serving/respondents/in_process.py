@@ -63,13 +63,18 @@ class BundleRespondent:
         at_once: Questions that are asked at a time.
         threads: Inside one operator; 0: one per physical core.
         cheaper: What is left out of prompts.
+        adapter: Of the bundle's, by name, that answers run through; empty: none.
 
     Raises:
         BundleFormatError: The folder is not a bundle.
+        ModelNotFoundError: It holds no such adapter.
     """
 
-    def __init__(self, bundle: Path, at_once: int = 4, threads: int = 0, cheaper: Cheaper | None = None) -> None:
-        self._manifest = read_manifest(bundle)
+    def __init__(
+        self, bundle: Path, at_once: int = 4, threads: int = 0, cheaper: Cheaper | None = None, adapter: str = ""
+    ) -> None:
+        self._manifest, self._adapter = read_manifest(bundle), adapter
+        self._manifest.adapter_number(adapter)
         settings = EngineSettings(
             max_sequences=at_once, intra_threads=threads, allow_ungated=True, encoder_runtime="onnxruntime"
         )
@@ -141,6 +146,7 @@ class BundleRespondent:
             SamplingParams(max_tokens=max_tokens, temperature=0.0),
             kv=self._cheaper.kv,
             vision=self._cheaper.vision if has_images else None,
+            adapter=self._adapter,
         )
         try:
             pieces = [event.text async for event in self._client.generate(request) if isinstance(event, TokenEvent)]

@@ -262,7 +262,7 @@ def test_a_manifest_whose_graphs_take_no_adapters_is_refused(bundles, smolvlm_bu
         Manifest.model_validate({**told, "decoder": twice})
 
 
-def test_the_commands_take_an_adapter_and_tell_of_those_there_are(bundles, expected) -> None:
+def test_the_commands_take_an_adapter_and_tell_of_those_there_are(bundles, expected, tmp_path) -> None:
     def say(*arguments: str) -> Any:
         return CliRunner().invoke(app, [arguments[0], str(bundles["contrib"]), *arguments[1:]])
 
@@ -272,6 +272,14 @@ def test_the_commands_take_an_adapter_and_tell_of_those_there_are(bundles, expec
     refused = say("run", *asked, "--adapter", "french")
     assert refused.exit_code == 2
     assert "holds no adapter 'french'; it holds words, eyes" in refused.output
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "and now?", "answer": "x"}) + "\n")
+    page = ("-o", str(tmp_path / "page.html"), "--max-tokens", "8", "--threads", "1")
+    scored = say("evaluate", str(questions), *page, "--adapter", "words")
+    assert scored.exit_code == 0, scored.output
+    (reply,) = (tmp_path / "page.replies.jsonl").read_text().splitlines()[-1:]
+    assert json.loads(reply)["text"] == json.loads(say("run", *asked, "--adapter", "words").stdout)["text"].strip()
+    assert say("evaluate", str(questions), *page, "--adapter", "french").exit_code == 2
     shown = say("inspect").stdout.replace("\n", " ")
     assert "words (rank 4, 12 layers), eyes (rank 2, 8 layers, vision)" in shown
 
