@@ -49,6 +49,29 @@ def resampled(op: OpBuilder, table: ir.Value, side: int, size: int, grid: Grid, 
     return op.Reshape(places, [1, -1, size])
 
 
+def stretched(op: OpBuilder, table: ir.Value, num_rows: int, count: ir.Value) -> ir.Value:
+    """Return [count, D] a table of [num_rows, D] in another length, linear between the two rows around each place.
+
+    That is PyTorch's `interpolate` in one dimension without `align_corners`, by a matrix as above.
+    """
+    middles = op.Constant(value=ir.tensor(np.arange(num_rows, dtype=np.float32) + np.float32(0.5)))
+    last = num_rows - 0.5
+    centre = op.Add(op.Relu(op.Sub(_centres(op, count, num_rows), 0.5)), 0.5)
+    within = op.Sub(last, op.Relu(op.Sub(last, centre)))
+    return op.MatMul(op.Relu(op.Sub(1.0, _distance(op, op.Sub(middles, within)))), table)
+
+
+def _centres(op: OpBuilder, count: ir.Value, num_rows: int) -> ir.Value:
+    """Return [n, 1] where the middle of each of [1] int64 n places lies among rows."""
+    scale = op.Div(float(num_rows), op.Cast(count, to=ir.DataType.FLOAT))
+    index = op.Cast(op.Range(0, op.Squeeze(count, [0]), 1), to=ir.DataType.FLOAT)
+    return op.Unsqueeze(op.Mul(op.Add(index, 0.5), scale), [1])
+
+
+def _distance(op: OpBuilder, away: ir.Value) -> ir.Value:
+    return op.Add(op.Relu(away), op.Relu(op.Sub(0.0, away)))  # Max and Abs have no float16 kernels everywhere
+
+
 def _shares(op: OpBuilder, num_patches: ir.Value, middles: ir.Value, side: int, kernel: Kernel) -> ir.Value:
     """Return [n, side] how much of each row of the table every patch along one side takes; rows sum to 1.
 
@@ -60,21 +83,26 @@ def _shares(op: OpBuilder, num_patches: ir.Value, middles: ir.Value, side: int, 
         kernel: By which rows count less the farther away they are.
     """
     scale = op.Div(float(side), op.Cast(num_patches, to=ir.DataType.FLOAT))
-    index = op.Cast(op.Range(0, op.Squeeze(num_patches, [0]), 1), to=ir.DataType.FLOAT)
-    centre = op.Unsqueeze(op.Mul(op.Add(index, 0.5), scale), [1])
-    width = op.Add(op.Relu(op.Sub(scale, 1.0)), 1.0)  # Max and Abs have no float16 kernels everywhere
-    away = op.Div(op.Sub(middles, centre), width)
-    distance = op.Add(op.Relu(away), op.Relu(op.Sub(0.0, away)))
+    width = op.Add(op.Relu(op.Sub(scale, 1.0)), 1.0)
+    distance = _distance(op, op.Div(op.Sub(middles, _centres(op, num_patches, side)), width))
     weights = op.Relu(op.Sub(1.0, distance)) if kernel == "triangle" else _cubic(op, distance)
     return op.Div(weights, op.ReduceSum(weights, [1], keepdims=1))
 
 
 def _cubic(op: OpBuilder, distance: ir.Value) -> ir.Value:
-    """Return the cubic kernel of distances from 0: one polynomial until 1, another until 2, then nothing."""
+    """Return the cubic kernel of distances from 0: one polynomial until 1, another until 2, then nothing.
+
+    Both are 0 at their ends, so that each is read within its bounds and they are added: comparisons of floats have no
+    kernels on CUDA.
+    """
     a = _CUBIC_A
-    near = _polynomial(op, distance, (a + 2, -(a + 3), 0.0, 1.0))
-    far = _polynomial(op, distance, (a, -5 * a, 8 * a, -4 * a))
-    return op.Where(op.Less(distance, 1.0), near, op.Where(op.Less(distance, 2.0), far, 0.0))
+    near = _polynomial(op, _at_most_one(op, distance), (a + 2, -(a + 3), 0.0, 1.0))
+    beyond = op.Add(_at_most_one(op, op.Relu(op.Sub(distance, 1.0))), 1.0)
+    return op.Add(near, _polynomial(op, beyond, (a, -5 * a, 8 * a, -4 * a)))
+
+
+def _at_most_one(op: OpBuilder, x: ir.Value) -> ir.Value:
+    return op.Sub(1.0, op.Relu(op.Sub(1.0, x)))
 
 
 def _polynomial(op: OpBuilder, x: ir.Value, factors: tuple[float, float, float, float]) -> ir.Value:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import Raw, VisionConfig, require
-from export.nn.antialiased_positions import resampled
+from export.nn.antialiased_positions import resampled, stretched
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear, PackedLinear, activation
 from export.nn.module import Module, ModuleList, Weight
@@ -103,11 +103,8 @@ class _Distances(Module):
 
     def _stretched(self, op: OpBuilder, side: ir.Value) -> ir.Value:
         """Return those of a side of another length, by a table of as many rows, linear between those there are."""
-        num_rows, size = self.table.shape
-        lying = op.Reshape(op.Transpose(self.table, perm=[1, 0]), [1, size, 1, num_rows])
-        sizes = op.Concat([1, size, 1], op.Sub(op.Mul(side, [2]), [1]), axis=0)
-        longer = op.Resize(lying, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
-        table = op.Transpose(op.Reshape(longer, [size, -1]), perm=[1, 0])
+        num_rows, _ = self.table.shape
+        table = stretched(op, self.table, num_rows, op.Sub(op.Mul(side, [2]), [1]))
         places = _numbers(op, side)
         rows = op.Sub(op.Add(op.Unsqueeze(places, [1]), op.Sub(side, [1])), places)
         return op.Gather(table, rows, axis=0)

@@ -100,4 +100,6 @@ def _given(node: ir.Node, floats: set[ir.DataType | None]) -> ir.DataType | None
     """Return what a node gives whose outputs have no type: the float that it reads."""
     if node.op_type == "Cast":
         return ir.DataType(node.attributes["to"].as_int())
+    if node.op_type == "Shape":
+        return ir.DataType.INT64
     return next(iter(floats), None)
