@@ -150,9 +150,6 @@ def load_family(config: Raw) -> Family:
         UnknownArchitectureError: Lists the known ones.
         UnsupportedConfigError: A known family with a setting that is not built.
     """
-    model_type = config.get("model_type")
-    made = [MADE_OF_OTHERS[name] for name in config.get("architectures") or () if name in MADE_OF_OTHERS]
-    model_type = next((key for kept, key in made if kept == model_type), model_type)
     model_type = _kind(config)
     if model_type not in ARCHITECTURES:
         reason = why_not_built(str(model_type))
@@ -175,5 +172,6 @@ def may_lack_its_tower(config: Raw) -> bool:
 
 def _kind(config: Raw) -> Any:
     """Return what a config is in `ARCHITECTURES`, if there."""
-    named = config.get("architectures") or ()
-    return next((MADE_OF_OTHERS[name] for name in named if name in MADE_OF_OTHERS), config.get("model_type"))
+    model_type = config.get("model_type")
+    made = [MADE_OF_OTHERS[name] for name in config.get("architectures") or () if name in MADE_OF_OTHERS]
+    return next((key for kept, key in made if kept == model_type), model_type)

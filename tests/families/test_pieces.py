@@ -21,7 +21,24 @@ Parts = list[str | Image.Image]
 SETTINGS = RuntimeSettings(intra_threads=1)
 
 
-@pytest.mark.parametrize("family", ["mistral3", "lighton_ocr", "hunyuan_vl", "pixtral", "solo", "eve"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "mistral3",
+        "lighton_ocr",
+        "hunyuan_vl",
+        "pixtral",
+        "solo",
+        "eve",
+        "deepseek_ocr",
+        "deepseek_ocr2",
+        "unlimited_ocr",
+        "minicpm_ocr",
+        "dots_ocr",
+        "deepseek_vl2",
+        "gemma3n",
+    ],
+)
 def test_prompts_in_pieces_say_what_whole_ones_say(
     family: str, sample_of: Any, conversations: dict[str, Parts]
 ) -> None:
