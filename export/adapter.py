@@ -26,8 +26,14 @@ _NOT_MERGED = {
     "layer_replication": "it repeats layers",
     "target_parameters": "it changes parameters that are not of a linear layer",
     "trainable_token_indices": "it changes single rows of a table",
+    "use_qalora": "its first matrices read means of inputs",
+    "use_bdlora": "its matrices are blocks of larger ones",
+    "kasa_config": "it takes singular values from the weights",
 }
 """Settings of PEFT's LoraConfig under which the sum W + s B A is not the adapted weight."""
+_REBASING = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""How `init_lora_weights` begins where PEFT takes what the matrices begin with out of the weights, at training and
+whenever the adapter is loaded: what was trained is a change of what is left of them."""
 _LISTED = 5
 
 
@@ -103,6 +109,14 @@ class Adapter:
         for name, why in _NOT_MERGED.items():
             if config.get(name):
                 raise UnsupportedConfigError(f"{folder / CONFIG} sets {name}, which cannot be merged: {why}")
+        begun = config.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower().startswith(_REBASING):
+            raise UnsupportedConfigError(
+                f"{folder / CONFIG} sets init_lora_weights {begun!r}: what the adapter began with was taken out of the "
+                "weights that it changes, which the checkpoint's are not. Save it as a change of the checkpoint's "
+                "(PEFT's save_pretrained with path_initial_model_for_weight_conversion), or let PEFT merge it "
+                "(merge_and_unload) and export what it makes"
+            )
         if not (folder / WEIGHTS).is_file():
             raise CheckpointError(f"{folder} lacks {WEIGHTS}; save the adapter with safe_serialization=True")
         return cls(folder, config, read_header(folder / WEIGHTS))
@@ -192,12 +206,22 @@ class Adapter:
         return MergedTensor(base, down, up, self._scale(key, down.shape[0]), bool(self.config.get("fan_in_fan_out")))
 
     def _scale(self, key: str, rank: int) -> float:
-        """Return alpha over the rank, or over its root where the adapter is rank-stabilized."""
+        """Return alpha over the rank, or over its root where the adapter is rank-stabilized.
+
+        Raises:
+            CheckpointError: The rank is 0, or the settings hold no number for alpha.
+        """
         module = key.removeprefix(_PREFIX).removesuffix(_DOWN)
-        patterns = self.config.get("alpha_pattern") or {}
-        own = (value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module))
-        alpha = float(next(own, self.config.get("lora_alpha", 8)))
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        try:
+            patterns = dict(self.config.get("alpha_pattern") or {})
+            own = (value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module))
+            alpha = float(next(own, self.config.get("lora_alpha", 8)))
+            scale = alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        except (TypeError, ValueError, ArithmeticError, re.error) as error:
+            raise CheckpointError(f"{self.folder / CONFIG} says of no number how much {key} counts: {error}") from error
+        if not math.isfinite(scale):
+            raise CheckpointError(f"{self.folder / CONFIG} sets a lora_alpha of {alpha}; it is a number")
+        return scale
 
     def _check(self, name: str, base: WeightTensor, changed: WeightTensor) -> None:
         shape = changed.shape

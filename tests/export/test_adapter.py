@@ -129,6 +129,9 @@ def altered(adapter: Path, folder: Path, **settings: Any) -> Path:
         ({"peft_type": "IA3"}, "is of 'IA3'; LORA is merged"),
         ({"use_dora": True}, "sets use_dora, which cannot be merged"),
         ({"layer_replication": [[0, 1]]}, "sets layer_replication"),
+        ({"use_bdlora": {"nblocks": 2}}, "sets use_bdlora"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4': what the adapter began with was taken out of the"),
+        ({"init_lora_weights": "OLoRA"}, "path_initial_model_for_weight_conversion"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(adapted, tmp_path: Path, settings: dict[str, Any], words: str) -> None:
@@ -154,3 +157,13 @@ def test_an_adapter_of_another_model_is_refused(
     (tmp_path / CONFIG).write_text('{"peft_type": "LORA"}')
     with pytest.raises(CheckpointError, match=f"lacks {re.escape(WEIGHTS)}"):
         Adapter.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_alpha": None}, {"lora_alpha": "NaN"}, {"alpha_pattern": {"(": 2}}, {"alpha_pattern": ["q"]}]
+)
+def test_an_alpha_that_is_no_number_is_refused(adapted, smolvlm_checkpoint: Path, tmp_path, settings: Any) -> None:
+    tensors, renames = under_graph_names(smolvlm_checkpoint)
+    adapter = Adapter.open(altered(adapted("plain")[0], tmp_path / "other", **settings))
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path / 'other' / CONFIG} s")):
+        adapter.merged(tensors, renames)
