@@ -100,3 +100,11 @@ def test_experts_that_run_tokens_of_all_sequences_are_refused_and_run_where_all_
     with pytest.raises(UnsupportedConfigError, match="an expert that runs the tokens of all sequences"):
         export_checkpoint(checkpoint, tmp_path / "contrib", adapters={"a": adapter})
     export_checkpoint(checkpoint, tmp_path / "portable", dialect="portable", adapters={"a": adapter})
+
+
+def test_matrices_that_another_graph_reads_as_well_are_refused(sample_of: Any, tmp_path: Path) -> None:
+    """T5Gemma 2 has one matrix of keys for tokens of the answer and for the encoder's, which another graph makes."""
+    checkpoint = sample_of("t5gemma2", 0).checkpoint
+    adapter = save_pair(checkpoint, tmp_path, r".*decoder\.layers\.0\.self_attn\.[qk]_proj\.weight")["adapter"]
+    with pytest.raises(UnsupportedConfigError, match=r"changes model\.decoder\.layers\.0\.self_attn\.k_proj\.weight:"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", adapters={"a": adapter})
