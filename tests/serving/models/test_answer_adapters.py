@@ -35,8 +35,10 @@ from serving.protocol import (
     M3ID,
     FinishedEvent,
     GenerateRequest,
+    Message,
     ModelCard,
     SamplingParams,
+    TextPart,
     TokenEvent,
     VisionReduction,
     with_adapters,
@@ -341,6 +343,25 @@ def test_prefixes_are_of_one_adapter(bundles, ask, tmp_path) -> None:
             await client.unload("words", 0.0)
 
     served(bundles["contrib"], main)
+
+
+def test_a_task_vector_is_found_through_an_adapter_of_output_projections(
+    adapters, smolvlm_checkpoint, bundles, ask, tmp_path
+) -> None:
+    eyes = {"eyes": adapters["eyes"]}
+    export_checkpoint(smolvlm_checkpoint, tmp_path / "beside", name="tiny-smolvlm", adapters=eyes, task_vectors=True)
+    export_checkpoint(bundles["eyes"].parent / "eyes-merged", tmp_path / "whole", name="eyes", task_vectors=True)
+    pairs = [("What is snow?", "white"), ("What is coal?", "black"), ("What is sea?", "blue")]
+    turns = [(role, said) for pair in pairs for role, said in zip(("user", "assistant"), pair, strict=True)]
+    shown = tuple(Message(role, (TextPart(said),)) for role, said in turns)
+
+    async def learned(client: LocalClient) -> tuple[int, tuple[int, ...]]:
+        made = GenerateRequest("r", "eyes", shown, SamplingParams(max_tokens=1), learns=True)
+        _, finished = await whole(client, made)
+        asked = GenerateRequest("r", "eyes", ask("and now?").messages, SamplingParams(**GREEDY), behind=finished.fused)
+        return finished.replaced_heads, (await whole(client, asked))[0]
+
+    assert served(tmp_path / "beside", learned) == served(tmp_path / "whole", learned)
 
 
 def card(name: str, *adapters: str) -> ModelCard:
