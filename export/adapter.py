@@ -123,8 +123,13 @@ class Adapter:
 
     @property
     def file(self) -> Path:
-        """The file of its weights, which makes another model of the checkpoint."""
+        """The file of its weights."""
         return self.folder / WEIGHTS
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What makes another model of the checkpoint: its weights, and the settings that scale them."""
+        return self.file, self.folder / CONFIG
 
     def merged(
         self, tensors: Mapping[str, WeightTensor], renames: tuple[tuple[str, str], ...]
@@ -142,6 +147,8 @@ class Adapter:
         found, unknown = dict(tensors), []
         for key, tensor in self.tensors.items():
             if key.endswith(_UP):
+                if key.removesuffix(_UP) + _DOWN not in self.tensors:
+                    raise CheckpointError(f"{self.file} holds {key} without its lora_A")
                 continue
             name = _graph_name(key.removesuffix(_DOWN) + ".weight" if key.endswith(_DOWN) else key, renames)
             if "lora_" in name:
@@ -183,6 +190,9 @@ class Adapter:
                     "merge each with --lora FOLDER into a bundle of its own"
                 )
             if not key.endswith(down_end):
+                first = key.removesuffix(up_end) + down_end
+                if task is None and (not key.endswith(up_end) or first not in self.tensors):
+                    raise UnsupportedConfigError(f"{self.file}: {key} has no first matrix that goes with it")
                 continue
             stem = key.removesuffix(down_end)
             up = self.tensors.get(stem + up_end)

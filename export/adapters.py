@@ -57,7 +57,7 @@ class AdapterSet:
         if len(set(tasks)) != len(tasks) or not tasks:
             raise UnsupportedConfigError(f"task_names {list(tasks)}: wanted are the names of adapters, each once")
         stored = Adapter.open(folder)
-        return cls(tuple(tasks), tuple(stored.changes(family.renames, task) for task in tasks), (stored.file,))
+        return cls(tuple(tasks), tuple(stored.changes(family.renames, task) for task in tasks), stored.files)
 
     @classmethod
     def of_folders(cls, folders: Mapping[str, Path], family: Family, *, answers: bool = False) -> AdapterSet:
@@ -69,7 +69,7 @@ class AdapterSet:
         """
         stored = [Adapter.open(folder) for folder in folders.values()]
         changes = tuple(_read(each.changes(family.renames), family) for each in stored)
-        return cls((BASE, *folders), ({}, *changes), tuple(each.file for each in stored), answers)
+        return cls((BASE, *folders), ({}, *changes), tuple(file for each in stored for file in each.files), answers)
 
     def told(self, models: Mapping[ComponentName, ir.Model]) -> tuple[AnswerAdapter, ...]:
         """Return what the manifest tells of adapters of a decoder that answers.

@@ -164,7 +164,7 @@ def export_checkpoint(
             name=bundle_name,
             source=label,
             source_sha256=source.digest(
-                decoder_gguf, None if adapter is None else adapter.file, *(() if beside is None else beside.files)
+                decoder_gguf, *(() if adapter is None else adapter.files), *(() if beside is None else beside.files)
             ),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
