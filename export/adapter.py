@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class MergedTensor:
 
     base: WeightTensor
     down: StoredTensor
-    up: StoredTensor
+    up: WeightTensor
     scale: float
     is_transposed: bool
 
@@ -132,13 +132,17 @@ class Adapter:
         return self.file, self.folder / CONFIG
 
     def merged(
-        self, tensors: Mapping[str, WeightTensor], renames: tuple[tuple[str, str], ...]
+        self,
+        tensors: Mapping[str, WeightTensor],
+        renames: tuple[tuple[str, str], ...],
+        parts: Callable[[Mapping[str, StoredTensor]], Mapping[str, WeightTensor]] = dict,
     ) -> dict[str, WeightTensor]:
         """Return a checkpoint's weights with the adapter in them, not yet read.
 
         Args:
             tensors: Of the checkpoint, under the names of the graphs.
             renames: From a checkpoint's names to those, pattern and replacement, in order.
+            parts: Gives a tensor's rows under the names of single weights, where the checkpoint keeps several in one.
 
         Raises:
             CheckpointError: It changes weights that the checkpoint lacks, or of another shape.
@@ -155,11 +159,13 @@ class Adapter:
                 raise UnsupportedConfigError(
                     f"{self.file}: {key} is no change of a linear layer, which alone is merged"
                 )
-            if name not in tensors:
-                unknown.append(name)
-                continue
-            found[name] = self._changed(name, key, tensors[name]) if key.endswith(_DOWN) else tensor
-            self._check(name, tensors[name], found[name])
+            rows = self._second(key) if key.endswith(_DOWN) else tensor
+            for part, own in parts({name: rows}).items():
+                if part not in tensors:
+                    unknown.append(part)
+                    continue
+                found[part] = self._changed(part, key, tensors[part], own) if key.endswith(_DOWN) else own
+                self._check(part, tensors[part], found[part])
         if unknown:
             raise CheckpointError(
                 f"{self.folder} changes {len(unknown)} weights that the checkpoint lacks: "
@@ -204,10 +210,15 @@ class Adapter:
             raise CheckpointError(f"{self.file} holds no change{'' if task is None else f' of the task {task}'}")
         return found
 
-    def _changed(self, name: str, key: str, base: WeightTensor) -> MergedTensor:
-        down, up = self.tensors[key], self.tensors.get(key.removesuffix(_DOWN) + _UP)
+    def _second(self, key: str) -> StoredTensor:
+        """Return the second matrix that goes with a first one."""
+        up = self.tensors.get(key.removesuffix(_DOWN) + _UP)
         if up is None:
             raise CheckpointError(f"{self.file} holds {key} without its lora_B")
+        return up
+
+    def _changed(self, name: str, key: str, base: WeightTensor, up: WeightTensor) -> MergedTensor:
+        down = self.tensors[key]
         if len(base.shape) != 2 or len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
             raise UnsupportedConfigError(
                 f"{self.file}: {key} is {list(down.shape)} and {list(up.shape)} for {name} of {list(base.shape)}; "

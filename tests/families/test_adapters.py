@@ -81,14 +81,16 @@ def test_packed_projections_of_a_tower_are_changed_one_by_one(sample_of: Any, tm
     made = save_pair(checkpoint, tmp_path, PACKED)
     export_checkpoint(checkpoint, tmp_path / "beside", name="tiny", adapters={"a": made["adapter"]})
     export_checkpoint(made["merged"], tmp_path / "whole", name="tiny")
+    export_checkpoint(checkpoint, tmp_path / "into", name="tiny", lora=made["adapter"])
     pixels, found = None, []
-    for folder, number in (("whole", None), ("beside", (1,)), ("beside", None)):
+    for folder, number in (("whole", None), ("beside", (1,)), ("beside", None), ("into", None)):
         encoder = open_encoder(open_bundle(tmp_path / folder), "vision_encoder", SETTINGS)
         if pixels is None:
             _, channels, height, width = encoder.component.inputs[0].shape
             pixels = np.random.default_rng(3).standard_normal((2, channels, height, width)).astype(np.float32)
         found.append(encode_images(encoder, [[pixels]], 4, questions=[number])[0])
     assert_allclose(found[1], found[0], atol=1e-3)
+    assert_allclose(found[3], found[0], atol=1e-3)
     assert np.abs(found[2] - found[0]).max() > 0.1
 
 
