@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -313,7 +314,7 @@ def _refuse_early(bundles: list[Path], settings: ServerSettings) -> tuple[list[s
     """Refuse before a port is opened what can be seen without reading weights: paths, manifests, gates.
 
     Returns:
-        The models' names, and those of their adapters, each alone and behind its model's.
+        The models' names, and those of their adapters, behind their models' and, where nothing else has one, alone.
 
     Raises:
         BundleError: One is no bundle, lacks a file, or failed its gate or has none.
@@ -323,7 +324,9 @@ def _refuse_early(bundles: list[Path], settings: ServerSettings) -> tuple[list[s
     allow_ungated = settings.engine.allow_ungated
     opened = [open_bundle(bundle, verify=False, allow_ungated=allow_ungated).manifest for bundle in bundles]
     held = [(each.name, name) for each in opened if each.decoder for name in each.decoder.adapter_names]
-    return [each.name for each in opened], [told for model, name in held for told in (name, f"{model}:{name}")]
+    names, behind = [each.name for each in opened], [f"{model}:{name}" for model, name in held]
+    counted = Counter([*names, *(name for _, name in held)])
+    return names, [*(name for _, name in held if counted[name] == 1), *behind]
 
 
 def with_aliases(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,14 @@ _NOT_MERGED = {
     "layer_replication": "it repeats layers",
     "target_parameters": "it changes parameters that are not of a linear layer",
     "trainable_token_indices": "it changes single rows of a table",
+    "use_qalora": "its first matrices read means of inputs",
+    "use_bdlora": "its matrices are blocks of larger ones",
+    "kasa_config": "it takes singular values from the weights",
 }
 """Settings of PEFT's LoraConfig under which the sum W + s B A is not the adapted weight."""
+_REBASING = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""How `init_lora_weights` begins where PEFT takes what the matrices begin with out of the weights, at training and
+whenever the adapter is loaded: what was trained is a change of what is left of them."""
 _LISTED = 5
 
 
@@ -45,7 +51,7 @@ class MergedTensor:
 
     base: WeightTensor
     down: StoredTensor
-    up: StoredTensor
+    up: WeightTensor
     scale: float
     is_transposed: bool
 
@@ -103,23 +109,40 @@ class Adapter:
         for name, why in _NOT_MERGED.items():
             if config.get(name):
                 raise UnsupportedConfigError(f"{folder / CONFIG} sets {name}, which cannot be merged: {why}")
+        begun = config.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower().startswith(_REBASING):
+            raise UnsupportedConfigError(
+                f"{folder / CONFIG} sets init_lora_weights {begun!r}: what the adapter began with was taken out of the "
+                "weights that it changes, which the checkpoint's are not. Save it as a change of the checkpoint's "
+                "(PEFT's save_pretrained with path_initial_model_for_weight_conversion), or let PEFT merge it "
+                "(merge_and_unload) and export what it makes"
+            )
         if not (folder / WEIGHTS).is_file():
             raise CheckpointError(f"{folder} lacks {WEIGHTS}; save the adapter with safe_serialization=True")
         return cls(folder, config, read_header(folder / WEIGHTS))
 
     @property
     def file(self) -> Path:
-        """The file of its weights, which makes another model of the checkpoint."""
+        """The file of its weights."""
         return self.folder / WEIGHTS
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What makes another model of the checkpoint: its weights, and the settings that scale them."""
+        return self.file, self.folder / CONFIG
+
     def merged(
-        self, tensors: Mapping[str, WeightTensor], renames: tuple[tuple[str, str], ...]
+        self,
+        tensors: Mapping[str, WeightTensor],
+        renames: tuple[tuple[str, str], ...],
+        parts: Callable[[Mapping[str, StoredTensor]], Mapping[str, WeightTensor]] = dict,
     ) -> dict[str, WeightTensor]:
         """Return a checkpoint's weights with the adapter in them, not yet read.
 
         Args:
             tensors: Of the checkpoint, under the names of the graphs.
             renames: From a checkpoint's names to those, pattern and replacement, in order.
+            parts: Gives a tensor's rows under the names of single weights, where the checkpoint keeps several in one.
 
         Raises:
             CheckpointError: It changes weights that the checkpoint lacks, or of another shape.
@@ -128,17 +151,21 @@ class Adapter:
         found, unknown = dict(tensors), []
         for key, tensor in self.tensors.items():
             if key.endswith(_UP):
+                if key.removesuffix(_UP) + _DOWN not in self.tensors:
+                    raise CheckpointError(f"{self.file} holds {key} without its lora_A")
                 continue
             name = _graph_name(key.removesuffix(_DOWN) + ".weight" if key.endswith(_DOWN) else key, renames)
             if "lora_" in name:
                 raise UnsupportedConfigError(
                     f"{self.file}: {key} is no change of a linear layer, which alone is merged"
                 )
-            if name not in tensors:
-                unknown.append(name)
-                continue
-            found[name] = self._changed(name, key, tensors[name]) if key.endswith(_DOWN) else tensor
-            self._check(name, tensors[name], found[name])
+            rows = self._second(key) if key.endswith(_DOWN) else tensor
+            for part, own in parts({name: rows}).items():
+                if part not in tensors:
+                    unknown.append(part)
+                    continue
+                found[part] = self._changed(part, key, tensors[part], own) if key.endswith(_DOWN) else own
+                self._check(part, tensors[part], found[part])
         if unknown:
             raise CheckpointError(
                 f"{self.folder} changes {len(unknown)} weights that the checkpoint lacks: "
@@ -169,6 +196,9 @@ class Adapter:
                     "merge each with --lora FOLDER into a bundle of its own"
                 )
             if not key.endswith(down_end):
+                first = key.removesuffix(up_end) + down_end
+                if task is None and (not key.endswith(up_end) or first not in self.tensors):
+                    raise UnsupportedConfigError(f"{self.file}: {key} has no first matrix that goes with it")
                 continue
             stem = key.removesuffix(down_end)
             up = self.tensors.get(stem + up_end)
@@ -180,10 +210,15 @@ class Adapter:
             raise CheckpointError(f"{self.file} holds no change{'' if task is None else f' of the task {task}'}")
         return found
 
-    def _changed(self, name: str, key: str, base: WeightTensor) -> MergedTensor:
-        down, up = self.tensors[key], self.tensors.get(key.removesuffix(_DOWN) + _UP)
+    def _second(self, key: str) -> StoredTensor:
+        """Return the second matrix that goes with a first one."""
+        up = self.tensors.get(key.removesuffix(_DOWN) + _UP)
         if up is None:
             raise CheckpointError(f"{self.file} holds {key} without its lora_B")
+        return up
+
+    def _changed(self, name: str, key: str, base: WeightTensor, up: WeightTensor) -> MergedTensor:
+        down = self.tensors[key]
         if len(base.shape) != 2 or len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
             raise UnsupportedConfigError(
                 f"{self.file}: {key} is {list(down.shape)} and {list(up.shape)} for {name} of {list(base.shape)}; "
@@ -192,12 +227,22 @@ class Adapter:
         return MergedTensor(base, down, up, self._scale(key, down.shape[0]), bool(self.config.get("fan_in_fan_out")))
 
     def _scale(self, key: str, rank: int) -> float:
-        """Return alpha over the rank, or over its root where the adapter is rank-stabilized."""
+        """Return alpha over the rank, or over its root where the adapter is rank-stabilized.
+
+        Raises:
+            CheckpointError: The rank is 0, or the settings hold no number for alpha.
+        """
         module = key.removeprefix(_PREFIX).removesuffix(_DOWN)
-        patterns = self.config.get("alpha_pattern") or {}
-        own = (value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module))
-        alpha = float(next(own, self.config.get("lora_alpha", 8)))
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        try:
+            patterns = dict(self.config.get("alpha_pattern") or {})
+            own = (value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module))
+            alpha = float(next(own, self.config.get("lora_alpha", 8)))
+            scale = alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        except (TypeError, ValueError, ArithmeticError, re.error) as error:
+            raise CheckpointError(f"{self.folder / CONFIG} says of no number how much {key} counts: {error}") from error
+        if not math.isfinite(scale):
+            raise CheckpointError(f"{self.folder / CONFIG} sets a lora_alpha of {alpha}; it is a number")
+        return scale
 
     def _check(self, name: str, base: WeightTensor, changed: WeightTensor) -> None:
         shape = changed.shape

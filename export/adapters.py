@@ -57,7 +57,7 @@ class AdapterSet:
         if len(set(tasks)) != len(tasks) or not tasks:
             raise UnsupportedConfigError(f"task_names {list(tasks)}: wanted are the names of adapters, each once")
         stored = Adapter.open(folder)
-        return cls(tuple(tasks), tuple(stored.changes(family.renames, task) for task in tasks), (stored.file,))
+        return cls(tuple(tasks), tuple(stored.changes(family.renames, task) for task in tasks), stored.files)
 
     @classmethod
     def of_folders(cls, folders: Mapping[str, Path], family: Family, *, answers: bool = False) -> AdapterSet:
@@ -69,7 +69,7 @@ class AdapterSet:
         """
         stored = [Adapter.open(folder) for folder in folders.values()]
         changes = tuple(_read(each.changes(family.renames), family) for each in stored)
-        return cls((BASE, *folders), ({}, *changes), tuple(each.file for each in stored), answers)
+        return cls((BASE, *folders), ({}, *changes), tuple(file for each in stored for file in each.files), answers)
 
     def told(self, models: Mapping[ComponentName, ir.Model]) -> tuple[AnswerAdapter, ...]:
         """Return what the manifest tells of adapters of a decoder that answers.
@@ -106,7 +106,7 @@ class AdapterSet:
         found = {part: _linears(models[part].graph) for part in _CHANGED if part in models}
         sees_alone = _VISION in plans and len(plans[_VISION].inputs) == 1
         open_to = [_DECODER, *([_VISION] if self.answers and sees_alone else [])]
-        self._check_known(models, {source for part in open_to for _, source in found[part]})
+        self._check_known(models, _changeable(models, {part: found[part] for part in open_to}))
         return {**plans, **{part: self._put_into(part, models, plans[part], found[part]) for part in open_to}}
 
     def _put_into(
@@ -258,6 +258,30 @@ def _parts(stored: PackedProjections, name: str, change: LowRank) -> Iterator[tu
 def _linears(graph: ir.Graph) -> list[tuple[Linear, str]]:
     """Return the linear layers of a graph, each with the checkpoint's name of its matrix."""
     return [(linear, _source(linear.weight)) for linear in find_linears(graph)]
+
+
+def _changeable(
+    models: Mapping[ComponentName, ir.Model], found: Mapping[ComponentName, Sequence[tuple[Linear, str]]]
+) -> set[str]:
+    """Return the checkpoint's names of matrices that linear layers of graphs read, and nothing else of the model.
+
+    Args:
+        models: All graphs.
+        found: Linear layers, with their matrices' names, of those graphs that are told of adapters.
+    """
+    read = {id(linear.node) for linears in found.values() for linear, _ in linears}
+    others = set[str]()
+    for part, model in models.items():
+        for weight in model.graph.initializers.values():
+            readers = (node for use in weight.uses() for node in _behind_transpose(use.node))
+            if isinstance(weight, Weight) and any(id(node) not in read or part not in found for node in readers):
+                others.update(weight.source_keys)
+    return {source for linears in found.values() for _, source in linears} - others
+
+
+def _behind_transpose(node: ir.Node) -> list[ir.Node]:
+    """Return what reads a weight: a node, or those behind it that read the weight turned."""
+    return [use.node for use in node.outputs[0].uses()] if node.op_type == "Transpose" else [node]
 
 
 def _sources(models: Mapping[ComponentName, ir.Model]) -> set[str]:

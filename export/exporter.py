@@ -135,10 +135,10 @@ def export_checkpoint(
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
+    if task_vectors:  # before adapters, which then read the heads that are replaced as the layers that they change do
+        plans = {**plans, "decoder": with_open_heads(models, plans, family)}
     if beside is not None:
         plans = beside.put_into(models, plans)
-    if task_vectors:
-        plans = {**plans, "decoder": with_open_heads(models, plans, family)}
     if skip_visual:
         plans = {**plans, "decoder": with_skipped_layers(models, plans, family, skip_visual)}
     with write_aside(output, overwrite=overwrite) as aside:
@@ -154,7 +154,7 @@ def export_checkpoint(
             name=bundle_name,
             source=label,
             source_sha256=source.digest(
-                decoder_gguf, None if adapter is None else adapter.file, *(() if beside is None else beside.files)
+                decoder_gguf, *(() if adapter is None else adapter.files), *(() if beside is None else beside.files)
             ),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +15,7 @@ from export.adapter import Adapter
 from export.checkpoint import Checkpoint, StoredTensor, WeightTensor
 from export.family import Family
 from export.nn.module import Weight
+from export.quantized.packed_projections import PackedProjections
 from export.quantized.table import refuse_nested
 from graphs.labels import Label, LayerRole
 
@@ -58,7 +60,9 @@ class WeightSource:
         refuse_nested(family.config)
         self._tensors = {**family.stored_weights().restored(stored, linears), **(decoder or {})}
         if adapter is not None:
-            self._tensors = adapter.merged(self._tensors, family.renames)
+            packed = family.stored_weights()
+            parts = partial(packed.restored, linears=set()) if isinstance(packed, PackedProjections) else dict
+            self._tensors = adapter.merged(self._tensors, family.renames, parts)
 
     def fill(self) -> None:
         """Give every weight of the graphs its value, not yet read, and label the table that is the head's matrix.

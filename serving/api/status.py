@@ -14,7 +14,7 @@ from bundle.frames.table import LAYOUTS
 from bundle.machine import own_version
 from bundle.manifest import ANSWERING_TASKS, EMBEDDING_TASKS, RANKING_TASKS
 from serving.api.service import Service
-from serving.protocol import ModelCard
+from serving.protocol import ModelCard, found_card
 
 
 def status_router(service: Service) -> APIRouter:
@@ -24,8 +24,9 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """List the served models."""
-        cards = {card.name: card for card in await service.client.models()}
-        named = {**cards, **{alias: cards[name] for alias, name in service.settings.aliases.items() if name in cards}}
+        cards = await service.client.models()
+        meant = {alias: found_card(cards, name) for alias, name in service.settings.aliases.items()}
+        named = {**{card.name: card for card in cards}, **{alias: card for alias, card in meant.items() if card}}
         return {"object": "list", "data": [card_body(service, name, card) for name, card in named.items()]}
 
     @router.get("/v1/models/{name:path}")

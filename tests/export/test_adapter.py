@@ -107,7 +107,8 @@ def test_a_bundle_with_an_adapter_answers_as_the_merged_checkpoint(adapted, smol
         for name in ("lora", "merged", "base")
     }
     assert ids["lora"] == ids["merged"] != ids["base"]
-    assert len({read_manifest(tmp_path / name).source_sha256 for name in ids}) == 3
+    export_checkpoint(smolvlm_checkpoint, tmp_path / "louder", lora=altered(adapter, tmp_path / "loud", lora_alpha=17))
+    assert len({read_manifest(tmp_path / name).source_sha256 for name in (*ids, "louder")}) == 4
 
 
 def test_a_change_of_a_head_that_is_the_table_is_refused(adapted, smolvlm_checkpoint: Path) -> None:
@@ -129,6 +130,9 @@ def altered(adapter: Path, folder: Path, **settings: Any) -> Path:
         ({"peft_type": "IA3"}, "is of 'IA3'; LORA is merged"),
         ({"use_dora": True}, "sets use_dora, which cannot be merged"),
         ({"layer_replication": [[0, 1]]}, "sets layer_replication"),
+        ({"use_bdlora": {"nblocks": 2}}, "sets use_bdlora"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4': what the adapter began with was taken out of the"),
+        ({"init_lora_weights": "OLoRA"}, "path_initial_model_for_weight_conversion"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(adapted, tmp_path: Path, settings: dict[str, Any], words: str) -> None:
@@ -154,3 +158,27 @@ def test_an_adapter_of_another_model_is_refused(
     (tmp_path / CONFIG).write_text('{"peft_type": "LORA"}')
     with pytest.raises(CheckpointError, match=f"lacks {re.escape(WEIGHTS)}"):
         Adapter.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_alpha": None}, {"lora_alpha": "NaN"}, {"alpha_pattern": {"(": 2}}, {"alpha_pattern": ["q"]}]
+)
+def test_an_alpha_that_is_no_number_is_refused(adapted, smolvlm_checkpoint: Path, tmp_path, settings: Any) -> None:
+    tensors, renames = under_graph_names(smolvlm_checkpoint)
+    adapter = Adapter.open(altered(adapted("plain")[0], tmp_path / "other", **settings))
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path / 'other' / CONFIG} s")):
+        adapter.merged(tensors, renames)
+
+
+def test_a_second_matrix_without_its_first_is_refused(adapted, smolvlm_checkpoint: Path, tmp_path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors, renames = under_graph_names(smolvlm_checkpoint)
+    folder = altered(adapted("plain")[0], tmp_path / "other")
+    weights = load_file(folder / WEIGHTS)
+    del weights[next(key for key in weights if ".lora_A." in key)]
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"holds .*lora_B\.weight without its lora_A"):
+        Adapter.open(folder).merged(tensors, renames)
+    with pytest.raises(UnsupportedConfigError, match=r"lora_B\.weight has no first matrix"):
+        Adapter.open(folder).changes(renames)

@@ -81,14 +81,16 @@ def test_packed_projections_of_a_tower_are_changed_one_by_one(sample_of: Any, tm
     made = save_pair(checkpoint, tmp_path, PACKED)
     export_checkpoint(checkpoint, tmp_path / "beside", name="tiny", adapters={"a": made["adapter"]})
     export_checkpoint(made["merged"], tmp_path / "whole", name="tiny")
+    export_checkpoint(checkpoint, tmp_path / "into", name="tiny", lora=made["adapter"])
     pixels, found = None, []
-    for folder, number in (("whole", None), ("beside", (1,)), ("beside", None)):
+    for folder, number in (("whole", None), ("beside", (1,)), ("beside", None), ("into", None)):
         encoder = open_encoder(open_bundle(tmp_path / folder), "vision_encoder", SETTINGS)
         if pixels is None:
             _, channels, height, width = encoder.component.inputs[0].shape
             pixels = np.random.default_rng(3).standard_normal((2, channels, height, width)).astype(np.float32)
         found.append(encode_images(encoder, [[pixels]], 4, questions=[number])[0])
     assert_allclose(found[1], found[0], atol=1e-3)
+    assert_allclose(found[3], found[0], atol=1e-3)
     assert np.abs(found[2] - found[0]).max() > 0.1
 
 
@@ -100,3 +102,11 @@ def test_experts_that_run_tokens_of_all_sequences_are_refused_and_run_where_all_
     with pytest.raises(UnsupportedConfigError, match="an expert that runs the tokens of all sequences"):
         export_checkpoint(checkpoint, tmp_path / "contrib", adapters={"a": adapter})
     export_checkpoint(checkpoint, tmp_path / "portable", dialect="portable", adapters={"a": adapter})
+
+
+def test_matrices_that_another_graph_reads_as_well_are_refused(sample_of: Any, tmp_path: Path) -> None:
+    """T5Gemma 2 has one matrix of keys for tokens of the answer and for the encoder's, which another graph makes."""
+    checkpoint = sample_of("t5gemma2", 0).checkpoint
+    adapter = save_pair(checkpoint, tmp_path, r".*decoder\.layers\.0\.self_attn\.[qk]_proj\.weight")["adapter"]
+    with pytest.raises(UnsupportedConfigError, match=r"changes model\.decoder\.layers\.0\.self_attn\.k_proj\.weight:"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", adapters={"a": adapter})

@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from bundle.directory import read_manifest
-from bundle.errors import CheckpointError, ModelNotFoundError, ParameterError, UnsupportedConfigError
+from bundle.errors import CheckpointError, ModelNotFoundError, ParameterError, SettingsError, UnsupportedConfigError
 from bundle.golden import GOLDEN, load_golden
 from bundle.manifest import Manifest
 from commands.app import app
+from commands.serve import _refuse_early, with_aliases
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
 from graphs.store import open_graph, save_graph
@@ -35,13 +36,15 @@ from serving.protocol import (
     M3ID,
     FinishedEvent,
     GenerateRequest,
+    Message,
     ModelCard,
     SamplingParams,
+    TextPart,
     TokenEvent,
     VisionReduction,
     with_adapters,
 )
-from serving.settings import ApiSettings, EngineSettings
+from serving.settings import ApiSettings, EngineSettings, ServerSettings
 
 SETTINGS = EngineSettings(
     max_sequences=8, intra_threads=1, prefill_chunk_tokens=48, encoder_runtime="onnxruntime", allow_ungated=True
@@ -286,7 +289,7 @@ def test_the_commands_take_an_adapter_and_tell_of_those_there_are(bundles, expec
 
 def test_adapters_are_models_to_whoever_asks(bundles, image_bytes) -> None:
     async def main(client: LocalClient) -> None:
-        served_app = create_app(client, ApiSettings(aliases={"gpt": "words"}))
+        served_app = create_app(client, ApiSettings(aliases={"gpt": "words", "o": "tiny-smolvlm:eyes"}))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(served_app), base_url="http://test") as http:
             listed = (await http.get("/v1/models")).json()["data"]
             assert [(each["id"], each["parent"], each["root"]) for each in listed] == [
@@ -294,6 +297,7 @@ def test_adapters_are_models_to_whoever_asks(bundles, image_bytes) -> None:
                 ("words", "tiny-smolvlm", "words"),
                 ("eyes", "tiny-smolvlm", "eyes"),
                 ("gpt", "tiny-smolvlm", "words"),
+                ("o", "tiny-smolvlm", "eyes"),
             ]
             assert listed[0]["adapters"] == ["words", "eyes"]
             told = {}
@@ -351,6 +355,25 @@ def test_prefixes_are_of_one_adapter(bundles, ask, tmp_path) -> None:
     served(bundles["contrib"], main)
 
 
+def test_a_task_vector_is_found_through_an_adapter_of_output_projections(
+    adapters, smolvlm_checkpoint, bundles, ask, tmp_path
+) -> None:
+    eyes = {"eyes": adapters["eyes"]}
+    export_checkpoint(smolvlm_checkpoint, tmp_path / "beside", name="tiny-smolvlm", adapters=eyes, task_vectors=True)
+    export_checkpoint(bundles["eyes"].parent / "eyes-merged", tmp_path / "whole", name="eyes", task_vectors=True)
+    pairs = [("What is snow?", "white"), ("What is coal?", "black"), ("What is sea?", "blue")]
+    turns = [(role, said) for pair in pairs for role, said in zip(("user", "assistant"), pair, strict=True)]
+    shown = tuple(Message(role, (TextPart(said),)) for role, said in turns)
+
+    async def learned(client: LocalClient) -> tuple[int, tuple[int, ...]]:
+        made = GenerateRequest("r", "eyes", shown, SamplingParams(max_tokens=1), learns=True)
+        _, finished = await whole(client, made)
+        asked = GenerateRequest("r", "eyes", ask("and now?").messages, SamplingParams(**GREEDY), behind=finished.fused)
+        return finished.replaced_heads, (await whole(client, asked))[0]
+
+    assert served(tmp_path / "beside", learned) == served(tmp_path / "whole", learned)
+
+
 def card(name: str, *adapters: str) -> ModelCard:
     return ModelCard(name, "image-text-to-text", "fake", {}, 0, 64, adapters=adapters)
 
@@ -358,6 +381,18 @@ def card(name: str, *adapters: str) -> ModelCard:
 def test_names_that_two_models_give_are_told_apart() -> None:
     names = [each.name for each in with_adapters([card("m", "a", "b"), card("m-int4", "a"), card("b")])]
     assert names == ["m", "m:a", "m:b", "m-int4", "m-int4:a", "b"]
+
+
+def test_an_alias_of_a_name_that_two_models_give_is_refused_before_a_port_is_opened(bundles) -> None:
+    settings = ServerSettings(engine=SETTINGS)
+    names, adapters = _refuse_early([bundles["contrib"]], settings)
+    assert with_aliases(settings, names, ["words=gpt"], adapters).api.aliases == {"gpt": "words"}
+    twice, adapters = _refuse_early([bundles["contrib"], bundles["portable"]], settings)
+    assert with_aliases(settings, twice, ["tiny-smolvlm:words=gpt"], adapters).api.aliases == {
+        "gpt": "tiny-smolvlm:words"
+    }
+    with pytest.raises(SettingsError, match="the alias 'gpt' stands for 'words'; served: tiny-smolvlm"):
+        with_aliases(settings, twice, ["words=gpt"], adapters)
 
 
 def altered(adapter: Path, folder: Path, tensors: dict[str, Any] | None = None, **settings: Any) -> Path:
