@@ -174,3 +174,5 @@ def test_a_config_of_no_class_is_of_this_model(families: dict[str, Any]) -> None
     config = families["deepseek_vl2"].geometries()["odd-patches-added-tokens"]
     assert isinstance(load_family(config), DeepSeekVL2)
     assert isinstance(load_family({**config, "architectures": ["DeepseekVLV2ForCausalLM"]}), DeepSeekVL2)
+    with pytest.raises(UnsupportedConfigError, match="deepseek_vl_v2 of DeepseekVLV2ForCausalLM, Another: built are"):
+        load_family({**config, "architectures": ["DeepseekVLV2ForCausalLM", "Another"]})

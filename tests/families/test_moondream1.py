@@ -203,6 +203,12 @@ def test_the_published_templates_are_read_from_ids(tmp_path: Path) -> None:
     assert builder.build([Turn("user", ("why?",))], []).token_ids.tolist()[:4] == [0, 1, 15381, 2]
 
 
+def test_a_config_of_no_class_is_of_this_model() -> None:
+    """A config that is saved without its model has null for its classes."""
+    family = load_family({"model_type": "moondream1", "architectures": None, "config": None})
+    assert family.end_ids == (0,)  # type: ignore[attr-defined]
+
+
 def test_the_tokenizer_of_older_revisions_is_refused(sample_of: Any, tmp_path: Path) -> None:
     sample = sample_of("moondream1", 0)
     folder = Path(shutil.copytree(sample.checkpoint, tmp_path / "checkpoint"))
