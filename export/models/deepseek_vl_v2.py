@@ -38,7 +38,8 @@ def open_authors_layout(config: Raw) -> VisionLanguage:
     name, *others = config.get("architectures") or (_UNNAMED,)
     if name not in _CLASSES or others:
         raise UnsupportedConfigError(
-            f"deepseek_vl_v2 of {', '.join([name, *others])}: built are {', '.join(_CLASSES)}, and deepseek_vl of transformers"
+            f"deepseek_vl_v2 of {', '.join([name, *others])}: built are {', '.join(_CLASSES)}, and deepseek_vl of "
+            "transformers"
         )
     return _CLASSES[name](config)
 
