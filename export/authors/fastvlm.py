@@ -66,7 +66,7 @@ def open_layout(config: Raw) -> Translation:
     """
     if not is_fastvithd(config):
         tower = tower_of(config)
-        require(config, [("mm_vision_select_feature", "patch")])
+        require(config, [("mm_vision_select_feature", "patch"), ("s2", False)])
         strategy = "default" if tower.is_clip else "full"
         layer, connector = int(config.get("mm_vision_select_layer", -2)), config.get("mm_projector_type") or "linear"
         return translated(config, "qwen2", tower, _CONVERSATION, layer=layer, strategy=strategy, connector=connector)

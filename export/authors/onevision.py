@@ -15,6 +15,8 @@ _CONVERSATION = chat_ml("You are a helpful assistant.", "\n")
 _LAYER = -2
 """Whose hidden states are read: the code deletes the tower's last layer, whatever a config says (siglip_encoder.py)."""
 _BOUNDED = re.compile(r"anyres_max_\d+")
+_OF_VIDEOS = (("mm_spatial_pool_mode", "bilinear"), ("mm_newline_position", "one_token"))
+"""How frames are scaled down, and where line ends stand among them (llava_arch.py)."""
 
 
 def open_layout(config: Raw) -> Translation:
@@ -23,7 +25,7 @@ def open_layout(config: Raw) -> Translation:
     Raises:
         UnsupportedConfigError: A setting that is not built, or a tower that is not known.
     """
-    require(config, [("mm_resampler_type", None), ("add_faster_video", False)])
+    require(config, [("add_faster_video", False)])
     tower, how = tower_of(config), str(config.get("image_aspect_ratio"))
     if tower.is_clip:
         raise UnsupportedConfigError("mm_vision_tower: of LLaVA-OneVision's towers SigLIP is built")
@@ -39,6 +41,7 @@ def open_layout(config: Raw) -> Translation:
     )
     if not is_bounded:
         return whole
+    require(config, _OF_VIDEOS)
     grids = grids_of(config.get("image_grid_pinpoints"), int(tower.config["image_size"]))
     images = {**tower.images, "image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": grids}
     named = {"model_type": "llava_onevision", "vision_aspect_ratio": how}

@@ -62,7 +62,7 @@ def translated(
     Raises:
         UnsupportedConfigError: Images prepared, or features put together, in a way that is not built.
     """
-    require(config, [("quantization_config", None), ("mm_use_im_start_end", False)])
+    require(config, [("quantization_config", None), ("mm_use_im_start_end", False), ("mm_resampler_type", None)])
     whole = {
         "model_type": "llava",
         "text_config": decoder_part(config, decoder),

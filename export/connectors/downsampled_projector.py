@@ -89,9 +89,12 @@ class DownsampledProjector(Module):
         """Return the squares of patches [I, grid * grid, D], row by row."""
         size, behind = self.sizes.in_size, self.padded - self.grid
         if behind:
-            places = op.Reshape(x, [-1, self.grid, self.grid, size])
-            padded = op.Pad(places, op.Constant(value_ints=[0, 0, 0, 0, 0, behind, behind, 0]))
-            x = op.Reshape(padded, [-1, self.padded**2, size])
+            places, images = op.Reshape(x, [-1, self.grid, self.grid, size]), op.Shape(x, start=0, end=1)
+            black = op.initializer(ir.tensor(np.zeros(1, np.float32)), "black")
+            for axis, shape in ((1, [behind, self.grid, size]), (2, [self.padded, behind, size])):
+                added = op.Expand(black, op.Concat(images, shape, axis=0))
+                places = op.Concat(places, added, axis=axis)
+            x = op.Reshape(places, [-1, self.padded**2, size])
         x = pixel_shuffle(op, x, self.padded, size, self.sizes.factor)
         for number in range(self.sizes.depth):
             x = getattr(self, f"matrix_{number}")(op, op.Gelu(x) if number else x)

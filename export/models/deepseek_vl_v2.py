@@ -35,10 +35,11 @@ def open_authors_layout(config: Raw) -> VisionLanguage:
     Raises:
         UnsupportedConfigError: Another one, or a setting that is not built.
     """
-    (name,) = config.get("architectures") or (_UNNAMED,)
-    if name not in _CLASSES:
+    name, *others = config.get("architectures") or (_UNNAMED,)
+    if name not in _CLASSES or others:
         raise UnsupportedConfigError(
-            f"deepseek_vl_v2 of {name}: built are {', '.join(_CLASSES)}, and deepseek_vl of transformers"
+            f"deepseek_vl_v2 of {', '.join([name, *others])}: built are {', '.join(_CLASSES)}, and deepseek_vl of "
+            "transformers"
         )
     return _CLASSES[name](config)
 

@@ -114,7 +114,7 @@ class Moondream(VisionLanguage):
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        if "text_config" in config or "Moondream" in config.get("architectures", ()):
+        if "text_config" in config or "Moondream" in (config.get("architectures") or ()):
             raise UnsupportedConfigError(
                 f"architectures {config.get('architectures')!r}: a revision of 2024, whose decoder is Phi under other "
                 "names; built is the layout of 2025 (HfMoondream). Take the newest revision of the checkpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from bundle.prompt import Placeholder, PromptBuilder, Turn
 from export.architectures import load_family
 from export.exporter import export_checkpoint
 from export.models.deepseek_vl2 import DeepSeekVL2
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 from serving.models.generative import GenerativeModel
@@ -86,6 +89,13 @@ async def said(model: GenerativeModel, images: list[Image.Image]) -> list[int]:
 def png(image: Image.Image) -> bytes:
     image.save(file := BytesIO(), "PNG")
     return file.getvalue()
+
+
+def test_a_variant_for_cuda_has_squares_beyond_the_last_patch(sample_of: Any, tmp_path: Path) -> None:
+    """DeepSeek-VL2 Tiny has 27 patches a side, of which squares of two leave one over."""
+    folder = sample_of("deepseek_vl2", 0).bundle().directory
+    variant = quantize_bundle(folder, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
+    assert variant.target == "cuda"
 
 
 def test_conversations_are_the_processors(sample_of: Any) -> None:
@@ -164,3 +174,5 @@ def test_a_config_of_no_class_is_of_this_model(families: dict[str, Any]) -> None
     config = families["deepseek_vl2"].geometries()["odd-patches-added-tokens"]
     assert isinstance(load_family(config), DeepSeekVL2)
     assert isinstance(load_family({**config, "architectures": ["DeepseekVLV2ForCausalLM"]}), DeepSeekVL2)
+    with pytest.raises(UnsupportedConfigError, match="deepseek_vl_v2 of DeepseekVLV2ForCausalLM, Another: built are"):
+        load_family({**config, "architectures": ["DeepseekVLV2ForCausalLM", "Another"]})

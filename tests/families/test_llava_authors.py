@@ -500,6 +500,9 @@ async def _served(bundle: Bundle, image: Image.Image) -> list[list[int]]:
         ("bunny", {"mm_vision_tower": "openai/clip-vit-large-patch14"}, "of Bunny's towers SigLIP is built"),
         ("bunny", {"mm_projector_type": "ldp"}, "mm_projector_type 'ldp'"),
         ("onevision", {"mm_resampler_type": "qformer"}, "mm_resampler_type"),
+        ("llava-tiles", {"mm_resampler_type": "spatial_pool"}, "mm_resampler_type"),
+        ("onevision", {"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode"),
+        ("onevision", {"mm_newline_position": "grid"}, "mm_newline_position"),
         ("onevision", {"image_aspect_ratio": "highres"}, "image_aspect_ratio 'highres'"),
         ("onevision", {"image_grid_pinpoints": None}, "pairs of width and height"),
         ("tinyllava", {"text_config": {"model_type": "openelm"}}, "text_config.model_type 'openelm'"),
@@ -508,6 +511,7 @@ async def _served(bundle: Bundle, image: Image.Image) -> list[list[int]]:
         ("fastvlm", {"mm_vision_tower": "mobileclip_l_1000"}, "a side of whole 64 pixels"),
         ("fastvlm", {"mm_projector_type": "linear"}, "mm_projector_type"),
         ("fastvlm", {"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
+        ("fastvlm", {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "s2": True}, "s2"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(

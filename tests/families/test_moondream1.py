@@ -112,8 +112,9 @@ def test_features_at_the_published_grid_are_the_references(families: dict[str, A
 def test_all_before_the_question_sees_all_of_it() -> None:
     prompt = MoondreamPrompt(image_token="<|size|>", image_token_id=6, tokens_per_tile=3)
     assert prompt.text(TileLayout(whole_px=(40, 20))) == "<|size|>" * 3
-    assert prompt.seen(6, [Span(1, 4, 0, 0)]).tolist() == [[0, 0, 0, 0, 4, 5], [4, 4, 4, 4, 5, 6]]
-    assert prompt.seen(2, []).tolist() == [[0, 1], [1, 2]]  # a question alone sees nothing behind it
+    six, two = np.zeros(6, np.int64), np.zeros(2, np.int64)
+    assert prompt.seen(six, [Span(1, 4, 0, 0)]).tolist() == [[0, 0, 0, 0, 4, 5], [4, 4, 4, 4, 5, 6]]
+    assert prompt.seen(two, []).tolist() == [[0, 1], [1, 2]]  # a question alone sees nothing behind it
 
 
 def test_questions_about_one_image_share_its_rows_however_prompts_are_cut(sample_of: Any) -> None:
@@ -201,6 +202,12 @@ def test_the_published_templates_are_read_from_ids(tmp_path: Path) -> None:
     alone = builder.build([Turn("user", (Placeholder.IMAGE,))], [layout]).token_ids.tolist()
     assert alone == [0, *[6] * 729, 1, 32708, 2, 6382, 3]
     assert builder.build([Turn("user", ("why?",))], []).token_ids.tolist()[:4] == [0, 1, 15381, 2]
+
+
+def test_a_config_of_no_class_is_of_this_model() -> None:
+    """A config that is saved without its model has null for its classes."""
+    family = load_family({"model_type": "moondream1", "architectures": None, "config": None})
+    assert family.end_ids == (0,)  # type: ignore[attr-defined]
 
 
 def test_the_tokenizer_of_older_revisions_is_refused(sample_of: Any, tmp_path: Path) -> None:
