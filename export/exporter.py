@@ -37,7 +37,7 @@ from export.adapter import Adapter
 from export.adapters import ADAPTERS, AdapterSet, found_adapters
 from export.architectures import load_family, may_lack_its_tower
 from export.byte_pairs import MERGES
-from export.checkpoint import TOWER_FOLDER, Checkpoint
+from export.checkpoint import BIN_PATTERNS, TOWER_FOLDER, Checkpoint
 from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
@@ -63,7 +63,8 @@ if TYPE_CHECKING:
 _CUTS = ("matryoshka_dimensions", "matryoshka_dims")
 """Of a config, as vLLM reads it and as Jina's have it."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", MERGES, VISUAL_EXIT]
+_SAFETENSORS = "*.safetensors"
+_HUB_PATTERNS = ["*.json", _SAFETENSORS, "*.jinja", MERGES, VISUAL_EXIT]
 
 
 def export_checkpoint(
@@ -240,7 +241,13 @@ def located(
         raise CheckpointError(f"{checkpoint} is not a folder, nor does it look like a hub id (owner/name)")
     say(f"fetching {checkpoint} from the Hugging Face hub")
     try:
-        return Path(snapshot_download(checkpoint, allow_patterns=[*patterns], ignore_patterns=ignored)), checkpoint
+        fetched = Path(snapshot_download(checkpoint, allow_patterns=[*patterns], ignore_patterns=ignored))
+        if _SAFETENSORS in patterns and not any(fetched.glob(_SAFETENSORS)):
+            for more in BIN_PATTERNS:
+                snapshot_download(checkpoint, allow_patterns=[*more], ignore_patterns=ignored)
+                if any(any(fetched.glob(pattern)) for pattern in more):
+                    break
+        return fetched, checkpoint
     except (HTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
