@@ -15,9 +15,9 @@ from bundle.errors import CheckpointError
 
 MAX_BYTES = 1 << 24
 """Of a pickle: a hundred times a 7B's. A tensor takes about 150 bytes."""
-_MAX_OPCODES = 4_000_000
-"""About 45 a tensor; some seconds of reading."""
-_MAX_TENSORS = 80_000
+_MAX_OPCODES = 2_000_000
+"""About 45 a tensor; 6 s of reading."""
+_MAX_TENSORS = 40_000
 _STORAGES: Mapping[str, str] = {
     "torch DoubleStorage": "F64",
     "torch FloatStorage": "F32",
@@ -252,6 +252,7 @@ _STEPS: Mapping[str, Callable[[_Reader], None]] = {
     "SETITEMS": _Reader.set_items,
     "APPEND": _Reader.append,
     "APPENDS": _Reader.appends,
+    "ADDITEMS": _Reader.appends,
     "MEMOIZE": _Reader.memoize,
     "STACK_GLOBAL": _Reader.stack_global,
     "BINPERSID": _Reader.find_storage,
@@ -263,5 +264,6 @@ _STEPS: Mapping[str, Callable[[_Reader], None]] = {
     "NEWFALSE": lambda reader: reader.stack.append(False),
     "EMPTY_TUPLE": lambda reader: reader.stack.append(()),
     "EMPTY_LIST": lambda reader: reader.stack.append([]),
+    "EMPTY_SET": lambda reader: reader.stack.append([]),
     "EMPTY_DICT": lambda reader: reader.stack.append({}),
 }
