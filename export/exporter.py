@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from huggingface_hub import snapshot_download
@@ -17,40 +17,32 @@ from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from bundle.json_file import printable
 from bundle.machine import own_version
 from bundle.manifest import (
-    BOTH,
     Component,
     ComponentName,
-    DecoderDims,
     Dialect,
-    DualEncoderDims,
-    EmbedderDims,
     Manifest,
-    PairDims,
     Segment,
-    Task,
-    VectorSizes,
     check_name,
 )
 from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
-from export.adapters import ADAPTERS, AdapterSet, found_adapters
+from export.adapters import ADAPTERS, found_adapters
 from export.architectures import load_family, may_lack_its_tower
 from export.byte_pairs import MERGES
 from export.checkpoint import BIN_PATTERNS, TOWER_FOLDER, Checkpoint
-from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
-from export.decoders.decoder import Decoder
+from export.dims import decoder_dims, dual_dims, embedder_dims, image_vectors, pair_dims, task_of
 from export.dual_encoder import DualEncoder
-from export.embedding import EmbeddingOptions, found_embedding, found_prefixes
+from export.embedding import EmbeddingOptions
 from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.image_embedder import ImageEmbedder
 from export.nn.dialects import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
-from export.ranking import found_ranking
-from export.segments import with_segments, write_segments
+from export.segments import write_segments
+from export.shaping import cut_decoder, group_layers, make_embed, refuse_beside_adapters, take_smaller_images
 from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
 from export.vision_language import VisionLanguage
@@ -60,8 +52,6 @@ from export.weights import WeightSource
 if TYPE_CHECKING:
     from export.gguf_decoder import GgufTensor
 
-_CUTS = ("matryoshka_dimensions", "matryoshka_dims")
-"""Of a config, as vLLM reads it and as Jina's have it."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS = "*.safetensors"
 _HUB_PATTERNS = ["*.json", _SAFETENSORS, "*.jinja", MERGES, VISUAL_EXIT]
@@ -129,16 +119,16 @@ def export_checkpoint(
     adapter = None if lora is None else Adapter.open(lora)
     lowering = DIALECTS[dialect]()
     if segments:
-        _cut_decoder(family, segments)
+        cut_decoder(family, segments)
     elif length_groups != 1:
-        _group_layers(family, length_groups)
+        group_layers(family, length_groups)
     if smaller_images:
-        _take_smaller_images(family)
+        take_smaller_images(family)
     if embedding is not None:
-        _embed(family, source, embedding)
+        make_embed(family, source, embedding)
     beside = found_adapters(folder, family, adapters or {}, bundle_name)
     if beside is not None and beside.answers:
-        _refuse_beside_adapters(skip_visual)
+        refuse_beside_adapters(skip_visual)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -169,19 +159,19 @@ def export_checkpoint(
             ),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
-            task=_task(family),
+            task=task_of(family),
             dialect=dialect,
             components=components,
             states=states,
             segments=_segments(aside, components, states, family, say) if segments else (),
-            decoder=_decoder_dims(family, models, beside) if isinstance(family, VisionLanguage) else None,
+            decoder=decoder_dims(family, models, beside) if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             grounding=files.grounding,
             question=files.question,
-            dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
-            pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
-            embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
-            image_vectors=_image_vectors(family, source) if isinstance(family, ImageEmbedder) else None,
+            dual=dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
+            pairs=pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
+            embedder=embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
+            image_vectors=image_vectors(family, source) if isinstance(family, ImageEmbedder) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
             template_tokens=files.template_tokens,
@@ -319,161 +309,6 @@ def _write_all(
     return components
 
 
-def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
-    """Let a family's decoder keep rows of another number in each of its segments.
-
-    Raises:
-        UnsupportedConfigError: It has no decoder, or no such layers.
-    """
-    if not isinstance(family, VisionLanguage):
-        raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
-    decoder = family.decoder
-    if more := [spec.name for spec in (*decoder.sight_inputs, *decoder.inputs)]:
-        raise UnsupportedConfigError(
-            f"--decoder-segments: the decoder takes {', '.join(more)} beside hidden states, which its segments would "
-            "not be fed"
-        )
-    if (window := decoder.window_tokens) is not None:
-        raise UnsupportedConfigError(
-            f"--decoder-segments: layers of the decoder see windows of {window} rows, and tokens that are dropped "
-            "between segments leave no row to be counted"
-        )
-    _refuse_fixed_states("--decoder-segments", decoder)
-    _refuse_shared_rows("--decoder-segments", decoder)
-    decoder.config = with_segments(decoder.config, segments)
-
-
-def _group_layers(family: Family, num_groups: int) -> None:
-    """Let groups of a decoder's layers keep rows of another number.
-
-    Raises:
-        UnsupportedConfigError: It has no decoder, fewer layers, or some that read the rows of others.
-    """
-    if not isinstance(family, VisionLanguage):
-        raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
-    decoder = family.decoder
-    _refuse_fixed_states("--length-groups", decoder)
-    _refuse_shared_rows("--length-groups", decoder)
-    decoder.config = with_length_groups(decoder.config, num_groups)
-
-
-def _refuse_beside_adapters(skip_visual: Sequence[int]) -> None:
-    """Refuse what runs tokens apart from the sequences that they are of.
-
-    Raises:
-        UnsupportedConfigError: It was asked for.
-    """
-    if skip_visual:
-        raise UnsupportedConfigError(
-            "--skip-visual: the layers that image tokens skip run the others' tokens in one row, and would not know "
-            "which adapter each is of; leave it out, or merge one adapter with --lora FOLDER"
-        )
-
-
-def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
-    """Refuse what is for layers that lose rows where some layers have no rows.
-
-    Raises:
-        UnsupportedConfigError: Names states that have none.
-    """
-    if fixed := [state for state in decoder.states if state.kind != "rows"]:
-        raise UnsupportedConfigError(
-            f"{option} is for decoders all of whose layers keep a row per token, so that some may be dropped; this one "
-            f"keeps {', '.join(state.input for state in fixed[:3])}, of kind {fixed[0].kind}. Leave {option} out"
-        )
-
-
-def _refuse_shared_rows(option: str, decoder: Decoder) -> None:
-    """Refuse what is for layers that keep rows of another number where some keep none and read another's.
-
-    Raises:
-        UnsupportedConfigError: Names the layers that read another's rows.
-    """
-    if readers := [at for at in range(decoder.config.num_layers) if decoder.source_of(at) is not None]:
-        raise UnsupportedConfigError(
-            f"{option} is for layers that keep rows of their own, so that some may be dropped by layer; layers "
-            f"{', '.join(map(str, readers))} read those of other layers. Leave {option} out"
-        )
-
-
-def _take_smaller_images(family: Family) -> None:
-    """Let a vision graph take smaller tiles.
-
-    Raises:
-        UnsupportedConfigError: Its positions are those of a full tile alone.
-    """
-    if not (isinstance(family, VisionLanguage) and family.can_take_smaller_images):
-        raise UnsupportedConfigError(
-            f"--smaller-images: {family.config['model_type']} has no positions for images smaller than a tile, or "
-            "keeps the shape of images anyway; idefics3 and smolvlm have them"
-        )
-    family.takes_smaller_images = True
-
-
-def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> None:
-    """Let a family's decoder give vectors.
-
-    Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, sees images with a question, reads no text alone, or
-            its layers would be cut or grouped.
-    """
-    model, asked = source.config["model_type"], "rank" if options.ranks else "both" if options.also_answers else "embed"
-    if not isinstance(family, VisionLanguage) or family.embedding is not None:
-        raise UnsupportedConfigError(
-            f"--task {asked}: {model} makes vectors as it is; leave out --task, --pooling and --template"
-        )
-    if family.decoder.config.num_length_groups > 1:
-        raise UnsupportedConfigError(
-            f"--task {asked}: a prompt is run once and keeps no rows; leave out --decoder-segments and --length-groups"
-        )
-    if family.question is not None:
-        raise UnsupportedConfigError(
-            f"--task {asked}: what {model} sees of an image depends on a question, and an input to be embedded or "
-            "ranked asks none; take a model whose vision encoder reads images alone"
-        )
-    if family.wants_image:
-        raise UnsupportedConfigError(
-            f"--task {asked}: {model} looks at one image in every prompt, and inputs may be texts alone; take a model "
-            "that reads texts without an image"
-        )
-    family.embedding = found_ranking(source, options) if options.ranks else found_embedding(source, options)
-
-
-def _task(family: Family) -> Task:
-    if not isinstance(family, VisionLanguage) or family.embedding is None:
-        return family.task
-    if family.embedding.choice is not None:
-        return "cross-encoder"
-    return BOTH if family.answers else "image-text-embedding"
-
-
-def _decoder_dims(
-    family: VisionLanguage, models: dict[ComponentName, ir.Model], beside: AdapterSet | None
-) -> DecoderDims | None:
-    dims = family.decoder_dims()
-    if dims is None or beside is None or not beside.answers:
-        return dims
-    return dims.model_copy(update={"adapters": beside.told(models)})
-
-
-def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:
-    if family.embedding is None:
-        return None
-    how, late = family.embedding, family.embedding.late
-    size = how.size(family.state_size)
-    return EmbedderDims(
-        embedding_size=size,
-        matryoshka=_cuts({**family.config, **source.config}, size),
-        pooling=how.pooling,
-        max_positions=family.max_positions,
-        prefixes=found_prefixes(source.folder) if family.states_prefixes else dict(how.prefixes or {}),
-        default_type=how.default_type,
-        late_size=None if late is None else late.size,
-        pools_images=how.pools_images,
-        adapters=how.adapters,
-    )
-
-
 def _segments(
     folder: Path,
     components: dict[ComponentName, Component],
@@ -508,53 +343,3 @@ def _record(bundle: Bundle, family: Family, files: ProcessorFiles, say: Callable
     asked = family.question if isinstance(family, VisionLanguage) else None
     question_vocab = 1 if asked is None else asked.vocab_size
     record_goldens(bundle, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids, question_vocab))
-
-
-def _dual_dims(
-    family: DualEncoder, files: ProcessorFiles, weights: WeightSource, source: Checkpoint
-) -> DualEncoderDims:
-    tower = family.text_tower
-    if files.pad_token_id is None:
-        raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
-    scale, bias = family.scores(weights.scalar)
-    return DualEncoderDims(
-        embedding_size=tower.embedding_size,
-        max_text_tokens=tower.max_text_tokens,
-        pad_token_id=files.pad_token_id,
-        pads_to_max=files.pads_to_max,
-        scoring=tower.scoring,
-        logit_scale=scale,
-        logit_bias=bias,
-        matryoshka=_cuts(source.config, tower.embedding_size),
-        vectors=family.vectors,
-        prompt_template=family.prompt_template,
-        data_experts=family.data_experts,
-        regions=family.regions,
-        replaced_tokens=family.replaced_tokens,
-    )
-
-
-def _image_vectors(family: ImageEmbedder, source: Checkpoint) -> VectorSizes:
-    size = family.embedding_size
-    return VectorSizes(embedding_size=size, matryoshka=_cuts(source.config, size))
-
-
-def _pair_dims(family: CrossEncoder, files: ProcessorFiles) -> PairDims:
-    if files.pad_token_id is None:
-        raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
-    return PairDims(
-        max_text_tokens=family.texts.max_tokens, pad_token_id=files.pad_token_id, num_frames=family.num_frames
-    )
-
-
-def _cuts(config: Mapping[str, Any], embedding_size: int) -> tuple[int, ...]:
-    """Return the sizes to which a config says that vectors may be cut; none where it says nothing.
-
-    Raises:
-        UnsupportedConfigError: They are no sizes of its vectors.
-    """
-    name = next((name for name in _CUTS if config.get(name)), _CUTS[0])
-    sizes = config.get(name) or []
-    if not isinstance(sizes, list) or not all(type(size) is int and 0 < size <= embedding_size for size in sizes):
-        raise UnsupportedConfigError(f"config.json: {name} is {sizes!r:.80}; vectors have {embedding_size} numbers")
-    return tuple(sorted(set(sizes) - {embedding_size}, reverse=True))

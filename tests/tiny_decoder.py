@@ -15,7 +15,7 @@ from bundle.cache_scales import save_cache_scales
 from bundle.directory import Bundle, seal
 from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec, graph_name
 from bundle.states import CacheScheme
-from export.config import DecoderConfig, RopeConfig
+from export.config import DecoderConfig
 from export.decoders.causal import CausalDecoder
 from export.decoders.llama import Llama
 from export.family import GraphPlan
@@ -23,6 +23,7 @@ from export.graph import build_model, write_model
 from export.nn.dialect import Dialect
 from export.nn.dialects import DIALECTS
 from export.nn.linear import Embedding
+from export.rope import RopeConfig
 from export.segments import write_segments
 from export.vision_language import decoder_plan
 from graphs.lowering.coded_cache import CodedCache

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import DecoderConfig, Raw, RopeConfig
+from export.config import DecoderConfig, Raw
 from export.decoders.gemma2 import FULL, SLIDING, read_gemma, read_windows
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Linear, activation
@@ -23,6 +23,7 @@ from export.nn.norms import BareRMSNorm, RMSNorm
 from export.nn.reach import within_reach
 from export.nn.rotary import Angles, rotary_angles
 from export.nn.shared_heads import for_each_query
+from export.rope import RopeConfig
 
 DEFAULTS: Raw = {
     "vocab_size": 262_144,

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import DecoderConfig, Raw, RopeConfig
+from export.config import DecoderConfig, Raw
 from export.decoders import gemma2
 from export.decoders.gemma import Gemma, GemmaNorm
 from export.decoders.gemma2 import FULL, SLIDING, FourNorms, read_gemma, read_scale, read_windows
@@ -17,6 +17,7 @@ from export.nn.dialect import Dialect
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module
 from export.nn.rotary import Angles, rotary_angles
+from export.rope import RopeConfig
 
 DEFAULTS: Raw = {
     **gemma2.DEFAULTS,

@@ -19,7 +19,7 @@ from onnxscript import OpBuilder
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.manifest import TensorSpec
-from export.config import DecoderConfig, Raw, RopeConfig
+from export.config import DecoderConfig, Raw
 from export.decoders.gemma2 import FULL, SLIDING, read_gemma, read_windows
 from export.decoders.gemma4_text import Gemma4Text, LayerSizes, read_sources
 from export.nn.decoder_layer import Around, Left
@@ -30,6 +30,7 @@ from export.nn.module import Module
 from export.nn.norms import RMSNorm
 from export.nn.per_layer_inputs import PerLayerInputs
 from export.nn.streams import AltUp, JoinedStreams, SpreadStreams, Streams, magnitude_of
+from export.rope import RopeConfig
 
 DEFAULTS: Raw = {
     "vocab_size": 262_400,

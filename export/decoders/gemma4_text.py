@@ -18,7 +18,7 @@ from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.manifest import TensorSpec
 from bundle.states import State
-from export.config import DecoderConfig, Raw, RopeConfig, require
+from export.config import DecoderConfig, Raw, require
 from export.decoders.decoder import Decoder
 from export.decoders.gemma2 import FULL, SLIDING, read_gemma, read_windows
 from export.nn.attention import CachedAttention
@@ -31,6 +31,7 @@ from export.nn.norms import BareRMSNorm, RMSNorm
 from export.nn.per_layer_inputs import PerLayerInputs
 from export.nn.rotary import Angles, rotary_angles
 from export.nn.shared_attention import SharedAttention
+from export.rope import RopeConfig
 
 DEFAULTS: Raw = {
     "vocab_size": 262_144,

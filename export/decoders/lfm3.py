@@ -12,7 +12,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from bundle.states import State
-from export.config import DecoderConfig, Raw, RopeConfig, read_sizes
+from export.config import DecoderConfig, Raw, read_sizes
 from export.decoders.decoder import Decoder
 from export.decoders.lfm2 import GatedThree
 from export.nn.attention import CachedAttention
@@ -23,6 +23,7 @@ from export.nn.module import Module
 from export.nn.norms import RMSNorm
 from export.nn.rotary import Angles, rotary_angles
 from export.nn.short_convolution import ShortConvolution
+from export.rope import RopeConfig
 
 FULL, SLIDING, CONVOLUTION = "full_attention", "sliding_attention", "conv"
 DEFAULTS: Raw = {

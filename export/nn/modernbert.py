@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import Raw, RopeConfig, TowerConfig, require
+from export.config import Raw, TowerConfig, require
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding, Linear, PackedLinear, activation
 from export.nn.module import Module, ModuleList
@@ -16,6 +16,7 @@ from export.nn.norms import LayerNorm
 from export.nn.reach import within_reach
 from export.nn.rotary import Angles, rotary_angles
 from export.nn.vit import tower_heads
+from export.rope import RopeConfig
 
 DEFAULTS: Raw = {
     "vocab_size": 50_368,

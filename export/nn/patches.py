@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from export.config import RopeConfig
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Linear, PackedLinear
 from export.nn.module import Module, Weight
 from export.nn.rotary import Angles
+from export.rope import RopeConfig
 
 _THETA = 10_000.0
 """Base of the frequencies of a tower's rotary embedding."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from export.config import RopeConfig
+from export.rope import RopeConfig
 
 
 @dataclass(frozen=True)

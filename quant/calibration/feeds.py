@@ -19,7 +19,8 @@ from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
 from quant.quality.pairs import asked_of, feeds_asked
 from runtime.embedder_runner import EmbedderRunner
 from runtime.encoders import vision_feeds
-from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_embedding import DualEncoderRunner
+from runtime.one_request import VisionLanguageRunner
 from runtime.rank_runner import runner_of_pairs
 from runtime.settings import RuntimeSettings
 

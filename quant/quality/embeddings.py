@@ -25,7 +25,7 @@ from quant.quality.measures import Float64, Likeness, likenesses_of
 from runtime.embedder_runner import EmbedderRunner
 from runtime.encoders import Vectors
 from runtime.image_runner import ImageRunner
-from runtime.one_request import DualEncoderRunner
+from runtime.one_embedding import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 
 _RECALLS = (1, 5)

@@ -21,7 +21,7 @@ from bundle.directory import Bundle, open_bundle
 from export.exporter import export_checkpoint
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
-from runtime.one_request import DualEncoderRunner
+from runtime.one_embedding import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 from serving.api.app import create_app
 from serving.models.client import LocalClient

@@ -24,7 +24,7 @@ from export.exporter import export_checkpoint
 from graphs.lowering.tensorrt_operators import STANDARD_FROM, judge_graph
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
-from runtime.one_request import DualEncoderRunner
+from runtime.one_embedding import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 from serving.models.embedding import EmbeddingModel
 from serving.models.pool import PreprocessPool

@@ -11,10 +11,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 from bundle.errors import UnsupportedConfigError
-from export.config import RopeConfig, VisionConfig
+from export.config import VisionConfig
 from export.decoders.table import load_decoder
 from export.models import clip as clip_model
 from export.models import siglip as siglip_model
+from export.rope import RopeConfig
 from export.towers import clip, idefics3, siglip
 
 LLAMA3 = {
@@ -149,6 +150,8 @@ def test_older_rope_spelling_beside_the_newer_counts_as_in_transformers() -> Non
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
+        ({"rope_type": "default", "rope_theta": None}, "rope_theta None"),
+        ({"rope_type": "default", "rope_theta": 0}, "rope_theta 0"),
         ({"rope_type": "longrope", "factor": 2.0}, "longrope"),
         ({"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
         ({"rope_type": "linear"}, "factor"),

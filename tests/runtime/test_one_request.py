@@ -16,7 +16,8 @@ from bundle.text import Tokenizer
 from graphs.store import save_graph
 from runtime.filled_prompt import FilledPrompt
 from runtime.graph import Graph
-from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_embedding import DualEncoderRunner
+from runtime.one_request import VisionLanguageRunner
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 

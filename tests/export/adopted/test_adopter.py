@@ -22,7 +22,7 @@ from graphs.layers import find_linears
 from graphs.store import open_graph
 from quant.quantizer import quantize_bundle
 from quant.samples.built_in import built_in_samples
-from runtime.one_request import DualEncoderRunner
+from runtime.one_embedding import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 
 EXPORTS = Path(__file__).parents[2] / "data" / "optimum"

@@ -13,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from bundle.manifest import TensorSpec
-from export.config import DecoderConfig, ExpertsConfig, RopeConfig
+from export.config import DecoderConfig, ExpertsConfig
 from export.decoders.causal import CausalDecoder
 from export.decoders.llama import Llama
 from export.decoders.llama_mote import LlamaMote
 from export.graph import build_model
 from export.nn.dialects import DIALECTS
+from export.rope import RopeConfig
 from export.vision_language import decoder_plan
 from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.config import RopeConfig
+from export.rope import RopeConfig
 from graphs.lowering.last_queries import drop_last_queries
 from graphs.lowering.packed_attention import pack_attention
 from graphs.lowering.parallel_layers import join_attention_layers

@@ -12,7 +12,8 @@ from bundle.image import PREPROCESSOR, ImageSpec
 from quant.calibration import feeds
 from quant.calibration.feeds import FeedSource, spread
 from quant.quality.evaluation import Evaluation, turns_of
-from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_embedding import DualEncoderRunner
+from runtime.one_request import VisionLanguageRunner
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 

@@ -24,7 +24,8 @@ from quant.quality.evaluation import Evaluation, turns_of
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
 from quant.weights.weight_pass import WeightPass
-from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_embedding import DualEncoderRunner
+from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 
 TERNARY, INT4, INT8 = Form(2, 32, "ternary"), Form(4, 32), Form(8)
