@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import CheckpointError, UnsupportedConfigError
-from export.checkpoint import StoredTensor, WeightTensor, read_header
+from export.checkpoint import StoredTensor, WeightTensor, read_weights
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_BIN = "adapter_model.bin"
+"""What PEFT wrote before it wrote safetensors; read where those are not there."""
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _NOT_MERGED = {
@@ -89,11 +91,13 @@ class Adapter:
         folder: Where it lies.
         config: `adapter_config.json`.
         tensors: By name in the file.
+        file: That of its weights, which makes another model of the checkpoint.
     """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    file: Path
 
     @classmethod
     def open(cls, folder: Path) -> Adapter:
@@ -117,14 +121,10 @@ class Adapter:
                 "(PEFT's save_pretrained with path_initial_model_for_weight_conversion), or let PEFT merge it "
                 "(merge_and_unload) and export what it makes"
             )
-        if not (folder / WEIGHTS).is_file():
+        file = folder / WEIGHTS if (folder / WEIGHTS).is_file() else folder / _BIN
+        if not file.is_file():
             raise CheckpointError(f"{folder} lacks {WEIGHTS}; save the adapter with safe_serialization=True")
-        return cls(folder, config, read_header(folder / WEIGHTS))
-
-    @property
-    def file(self) -> Path:
-        """The file of its weights."""
-        return self.folder / WEIGHTS
+        return cls(folder, config, read_weights(file), file)
 
     @property
     def files(self) -> tuple[Path, ...]:

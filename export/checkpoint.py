@@ -18,15 +18,22 @@ import numpy.typing as npt
 from bundle.directory import sha256_of
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from export.lfs import require_content
+from export.torch_archive import read_archive
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_SINGLE, _BIN = "model.safetensors", "pytorch_model.bin"
+_WHOLE = (_SINGLE, f"{_SINGLE}.index.json", _BIN, f"{_BIN}.index.json")
+"""Weights and indices of shards, in the order in which transformers looks for them."""
+_AUTHORS = "*.pt"
+"""Where none of those is there, the one file that authors' own code has saved (MobileCLIP)."""
+BIN_PATTERNS = (("pytorch_model.bin", "pytorch_model-*.bin", "open_clip_pytorch_model.bin"), (_AUTHORS,))
+"""Weights in PyTorch's own format, among a checkpoint's files; the second where none of the first is there."""
 OPEN_CLIP = "open_clip"
 NANOVLM = "nanovlm"
 _NANOVLM_KEYS = {"vit_hidden_dim", "lm_hidden_dim", "mp_pixel_shuffle_factor"}
 """Of a config that names no type: nanoVLM's is its training code's dataclass as it stands."""
 """The model type of a checkpoint with this file instead of a config.json."""
-_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 LANGUAGE_MODEL = "language_model"
 """A folder in CLIP's with a language model that reads its texts, published apart (LLM2CLIP)."""
 TOWER_FOLDER = "vision_tower"
@@ -62,6 +69,7 @@ _DTYPES: dict[str, npt.DTypeLike] = {
     "U8": np.uint8,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
 }
+_MAPPED: dict[str, npt.DTypeLike] = {**_DTYPES, "I16": np.int16, "BOOL": np.bool_}
 """Number formats that are known; codes in bytes are weights only with the scales that belong to them."""
 
 
@@ -81,25 +89,32 @@ class StoredTensor:
     """Where one tensor lies; nothing is read before `read`.
 
     Attributes:
-        file: The safetensors file.
-        dtype: Its name in the safetensors header, e.g. "BF16".
+        file: The weight file.
+        dtype: Its name in a safetensors header, e.g. "BF16".
         shape: As stored.
         offset: Of its first byte in the file.
+        strides: Steps along its axes, in numbers; None where its numbers lie one behind another.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    strides: tuple[int, ...] | None = None
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the tensor in float32; a float32 source is memory-mapped, the others are converted."""
         self.require_numbers()
+        if self.strides is not None:
+            return np.ascontiguousarray(self.mapped(), np.float32)
         return self.mapped().astype(np.float32, copy=False)
 
     def pieces(self) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the tensor's numbers in float32, some after others in the order in which they are stored."""
         self.require_numbers()
+        if self.strides is not None:
+            yield from self._gathered()
+            return
         numbers = self.mapped().reshape(-1)
         for start in range(0, len(numbers), _PIECE_NUMBERS):
             yield numbers[start : start + _PIECE_NUMBERS].astype(np.float32, copy=False)
@@ -118,8 +133,23 @@ class StoredTensor:
 
     def mapped(self) -> npt.NDArray[Any]:
         """Return the tensor as stored, memory-mapped; its dtype is one that export knows."""
-        stored = np.memmap(self.file, dtype=_DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape or (1,))
-        return stored.reshape(self.shape)
+        dtype = np.dtype(_MAPPED[self.dtype])
+        if 0 in self.shape:
+            return np.empty(self.shape, dtype)
+        if self.strides is None:
+            stored = np.memmap(self.file, dtype=dtype, mode="r", offset=self.offset, shape=self.shape or (1,))
+            return stored.reshape(self.shape)
+        end = sum((count - 1) * step for count, step in zip(self.shape, self.strides, strict=True)) + 1
+        span = np.memmap(self.file, dtype=dtype, mode="r", offset=self.offset, shape=(end,))
+        steps = [step * dtype.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(span, self.shape, steps, writeable=False)
+
+    def _gathered(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the numbers of a view, some rows after others."""
+        rows = self.mapped()
+        step = max(1, _PIECE_NUMBERS * len(rows) // max(1, rows.size))
+        for start in range(0, len(rows), step):
+            yield np.ascontiguousarray(rows[start : start + step], np.float32).reshape(-1)
 
     @property
     def is_codes(self) -> bool:
@@ -148,19 +178,14 @@ class Checkpoint:
         """Return the checkpoint in `folder`.
 
         Raises:
-            CheckpointError: No config, no safetensors, or a file that cannot be parsed.
+            CheckpointError: No config, no weights, or a file that cannot be parsed.
         """
         config, is_open_clip = _config(folder)
         _check_sizes(config)
-        files = (folder / _OPEN_CLIP_WEIGHTS,) if is_open_clip else _weight_files(folder)
-        if is_open_clip and not files[0].is_file():
-            raise CheckpointError(
-                f"{folder} lacks {_OPEN_CLIP_WEIGHTS}. Export reads safetensors; open_clip writes them with "
-                "push_to_hf_hub.save_for_hf."
-            )
+        files = _open_clip_files(folder) if is_open_clip else _weight_files(folder)
         tensors: dict[str, StoredTensor] = {}
         for file in files:
-            tensors.update(read_header(file))
+            tensors.update(read_weights(file))
         if config.get("model_type") == CLIP_MODE:
             return cls(folder, config, tensors, files)._with_experts()
         inner, prompts = folder / LANGUAGE_MODEL, folder / PROMPTS
@@ -192,7 +217,7 @@ class Checkpoint:
         if self.lacking_tower is None:
             return Checkpoint(self.folder, config, self.tensors, self.files)
         files = _weight_files(folder)
-        found = {name: tensor for file in files for name, tensor in read_header(file).items()}
+        found = {name: tensor for file in files for name, tensor in read_weights(file).items()}
         of_images = {name: tensor for name, tensor in found.items() if name.startswith("vision_model.")} or found
         tensors = {f"{_OF_TOWER}{_OF_TOWER.split('.')[1]}.{name}": tensor for name, tensor in of_images.items()}
         return Checkpoint(self.folder, config, {**self.tensors, **tensors}, (*self.files, *files))
@@ -263,8 +288,8 @@ class Checkpoint:
 
 def _config(folder: Path) -> tuple[dict[str, Any], bool]:
     """Return a checkpoint's config, and whether it is open_clip's; of two in a folder, transformers' if it is whole."""
-    has_weights = any((folder / name).is_file() for name in (_SINGLE, _INDEX))
-    is_open_clip = all((folder / name).is_file() for name in (_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS))
+    has_weights = any((folder / name).is_file() for name in _WHOLE)
+    is_open_clip = any((folder / name).is_file() for name in _OPEN_CLIP_WEIGHTS)
     has_config = (folder / "config.json").is_file()
     if (has_config and (has_weights or not is_open_clip)) or not (folder / _OPEN_CLIP_CONFIG).is_file():
         config = _read_json(folder / "config.json")
@@ -298,19 +323,47 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the whole file, or the shards that an index lists; a whole file goes first, as in transformers."""
-    if not (folder / _SINGLE).is_file() and (folder / _INDEX).is_file():
-        named = {str(name) for name in dict(_read_json(folder / _INDEX).get("weight_map") or {}).values()}
-        files = tuple(folder / Path(name).name for name in sorted(named))
-    else:
-        files = (folder / _SINGLE,)
+    """Return the whole file, or the shards that an index lists: the first of `_WHOLE`, as in transformers."""
+    first = next((name for name in _WHOLE if (folder / name).is_file()), None)
+    if first is None:
+        files = tuple(folder.glob(_AUTHORS))
+        if len(files) != 1:
+            raise CheckpointError(
+                f"{folder} lacks {_SINGLE}, and {_BIN}; without them one file {_AUTHORS} is read, and here are "
+                f"{len(files)}. Export reads safetensors and what torch.save wrote."
+            )
+        return files
+    if not first.endswith(".json"):
+        return (folder / first,)
+    named = {str(name) for name in dict(_read_json(folder / first).get("weight_map") or {}).values()}
+    files = tuple(folder / Path(name).name for name in sorted(named))
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        raise CheckpointError(
-            f"{folder} lacks {', '.join(missing) or _SINGLE}. Export reads safetensors; "
-            "a .bin checkpoint is converted by loading and saving it once with transformers."
-        )
+        raise CheckpointError(f"{folder} lacks {', '.join(missing) or 'shards'}, which {first} names")
     return files
+
+
+def _open_clip_files(folder: Path) -> tuple[Path, ...]:
+    first = next((name for name in _OPEN_CLIP_WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
+        raise CheckpointError(
+            f"{folder} lacks {' and '.join(_OPEN_CLIP_WEIGHTS)}; open_clip writes them with push_to_hf_hub.save_for_hf."
+        )
+    return (folder / first,)
+
+
+def read_weights(file: Path) -> dict[str, StoredTensor]:
+    """Return where the tensors of a file lie, by name: of a safetensors file, or of one that torch.save wrote.
+
+    Raises:
+        CheckpointError: It is neither, damaged, or holds more than weights.
+    """
+    if file.suffix == ".safetensors":
+        return read_header(file)
+    return {
+        name: StoredTensor(file, each.dtype, each.shape, each.offset, each.strides)
+        for name, each in read_archive(file).items()
+    }
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

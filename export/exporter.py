@@ -30,7 +30,7 @@ from export.adapter import Adapter
 from export.adapters import ADAPTERS, found_adapters
 from export.architectures import load_family, may_lack_its_tower
 from export.byte_pairs import MERGES
-from export.checkpoint import TOWER_FOLDER, Checkpoint
+from export.checkpoint import BIN_PATTERNS, TOWER_FOLDER, Checkpoint
 from export.cross_encoder import CrossEncoder
 from export.dims import decoder_dims, dual_dims, embedder_dims, image_vectors, pair_dims, task_of
 from export.dual_encoder import DualEncoder
@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from export.gguf_decoder import GgufTensor
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", MERGES, VISUAL_EXIT]
+_SAFETENSORS = "*.safetensors"
+_HUB_PATTERNS = ["*.json", _SAFETENSORS, "*.jinja", MERGES, VISUAL_EXIT]
 
 
 def export_checkpoint(
@@ -230,7 +231,13 @@ def located(
         raise CheckpointError(f"{checkpoint} is not a folder, nor does it look like a hub id (owner/name)")
     say(f"fetching {checkpoint} from the Hugging Face hub")
     try:
-        return Path(snapshot_download(checkpoint, allow_patterns=[*patterns], ignore_patterns=ignored)), checkpoint
+        fetched = Path(snapshot_download(checkpoint, allow_patterns=[*patterns], ignore_patterns=ignored))
+        if _SAFETENSORS in patterns and not any(fetched.glob(_SAFETENSORS)):
+            for more in BIN_PATTERNS:
+                snapshot_download(checkpoint, allow_patterns=[*more], ignore_patterns=ignored)
+                if any(any(fetched.glob(pattern)) for pattern in more):
+                    break
+        return fetched, checkpoint
     except (HTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "

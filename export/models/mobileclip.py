@@ -1,7 +1,7 @@
 """MobileCLIP S0, S1 and S2 (arXiv 2311.17049) as apple/ml-mobileclip keeps them; of S0 nothing else is published.
 
 A checkpoint is the authors' `configs/mobileclip_s0.json` as `config.json`, with `"model_type": "mobileclip"` in it;
-their `mobileclip_s0.pt` written as `model.safetensors`; and the tokenizer of CLIP. Its image tower is timm's FastViT
+their `mobileclip_s0.pt`, or its weights in safetensors; and the tokenizer of CLIP. Its image tower is timm's FastViT
 under other names, which are turned into timm's. As of open_clip's checkpoints, texts are not repaired before they are
 read.
 """

@@ -37,5 +37,5 @@ def test_open_clips_counts_where_that_is_not_whole(folder: Path, lacking: str) -
 def test_open_clips_without_safetensors_is_told(folder: Path) -> None:
     for name in ("config.json", "open_clip_model.safetensors"):
         (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=r"lacks open_clip_model\.safetensors\. Export reads safetensors"):
+    with pytest.raises(CheckpointError, match=r"lacks open_clip_model\.safetensors and open_clip_pytorch_model\.bin"):
         Checkpoint.open(folder)

@@ -254,11 +254,10 @@ def test_missing_shard_is_named(smolvlm_checkpoint: Path, tmp_path: Path) -> Non
         export_checkpoint(folder, tmp_path / "bundle")
 
 
-def test_weights_in_pickle_format_are_refused_with_the_way_out(clip_checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pickled"
-    shutil.copytree(clip_checkpoint, folder)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"reads safetensors; a \.bin checkpoint is converted"):
+def test_a_folder_without_weights_is_told_what_is_read(clip_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_checkpoint, tmp_path / "empty")
+    (folder / "model.safetensors").rename(folder / "tf_model.h5")
+    with pytest.raises(CheckpointError, match=r"Export reads safetensors and what torch\.save wrote"):
         export_checkpoint(folder, tmp_path / "bundle")
 
 
