@@ -40,7 +40,7 @@ from serving.settings import EngineSettings
 
 PAD, BOS, EOS = "<|pad|>", "<|im_start|>", "<end_of_utterance>"
 USUAL = [PAD, BOS, EOS, "<fake_token_around_image>"]
-ENDS = ["</s>", "<|endoftext|>", "<|im_end|>"]
+ENDS = ["</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>"]
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -180,6 +180,20 @@ CASES = {
         {"model_type": "bunny-phi", "image_aspect_ratio": "pad", **_SIGLIP},
         flat,
         "vicuna-endoftext",
+    ),
+    "bunny-qwen2": Case(
+        "",
+        _of_llava("siglip", "qwen2", vision_feature_layer=-2, vision_feature_select_strategy="full"),
+        {"model_type": "bunny-qwen2", "image_aspect_ratio": "pad", **_SIGLIP},
+        flat,
+        "vicuna-endoftext",
+    ),
+    "bunny-llama": Case(
+        "",
+        _of_llava("siglip", "llama", vision_feature_layer=-2, vision_feature_select_strategy="full"),
+        {"model_type": "bunny-llama", "image_aspect_ratio": "pad", **_SIGLIP},
+        flat,
+        "vicuna-end_of_text",
     ),
     "onevision": Case(
         "llava_onevision",
@@ -393,7 +407,7 @@ def written(style: str, messages: list[tuple[str, str]]) -> str:
             before = f"<<SYS>>\n{own[1]}\n<</SYS>>\n\n" if at == 0 and own[1] else ""
             said += f"[INST] {before}{text} [/INST]" if role == "user" else f" {text} </s>"
         return said
-    end = "<|endoftext|>" if style == "vicuna-endoftext" else "</s>"
+    end = {"vicuna-endoftext": "<|endoftext|>", "vicuna-end_of_text": "<|end_of_text|>"}.get(style, "</s>")
     said = "".join(f"USER: {text} " if role == "user" else f"ASSISTANT: {text}{end}" for role, text in rest)
     return f"{own[1]} {said}ASSISTANT:"
 
