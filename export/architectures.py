@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from bundle.errors import UnknownArchitectureError
+from bundle.errors import UnknownArchitectureError, UnsupportedConfigError
 from export.config import Raw
 from export.family import Family
 from export.known_models import why_not_built
@@ -141,6 +141,8 @@ MADE_OF_OTHERS: Mapping[str, tuple[str, str]] = {
 }
 """By the class in `architectures`: the `model_type` that a config kept of what the model was made of, and the key in
 `ARCHITECTURES`. A config of another `model_type` is what that says."""
+_MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a config ends in where a setting is of another kind than all published ones have."""
 
 
 def load_family(config: Raw) -> Family:
@@ -148,20 +150,28 @@ def load_family(config: Raw) -> Family:
 
     Raises:
         UnknownArchitectureError: Lists the known ones.
-        UnsupportedConfigError: A known family with a setting that is not built.
+        UnsupportedConfigError: A known family with a setting that is not built, or that is lacking or no number where
+            one is wanted.
     """
     model_type = _kind(config)
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         reason = why_not_built(str(model_type))
         told = "" if reason is None else f", for {reason}"
         raise UnknownArchitectureError(
             f"model_type {model_type!r} has no exporter{told}; known: {', '.join(sorted(ARCHITECTURES))}. "
             "docs/add-a-model.md says how to add one."
         )
-    module, name = ARCHITECTURES[str(model_type)].split(":")
-    family = getattr(importlib.import_module(module), name)(config)
+    module, name = ARCHITECTURES[model_type].split(":")
+    opened = getattr(importlib.import_module(module), name)
+    try:
+        family = opened(config)
+    except _MISREAD as error:
+        raise UnsupportedConfigError(
+            f"a setting of this {model_type} is lacking, or of a kind that is not expected "
+            f"({type(error).__name__}: {error}); compare its config.json with a published one"
+        ) from error
     if not isinstance(family, Family):
-        raise TypeError(f"{ARCHITECTURES[str(model_type)]} is not a Family")
+        raise TypeError(f"{ARCHITECTURES[model_type]} is not a Family")
     return family
 
 
@@ -172,6 +182,7 @@ def may_lack_its_tower(config: Raw) -> bool:
 
 def _kind(config: Raw) -> Any:
     """Return what a config is in `ARCHITECTURES`, if there."""
-    model_type = config.get("model_type")
-    made = [MADE_OF_OTHERS[name] for name in config.get("architectures") or () if name in MADE_OF_OTHERS]
+    model_type, named = config.get("model_type"), config.get("architectures")
+    known = MADE_OF_OTHERS.keys() & {str(name) for name in named} if isinstance(named, list) else ()
+    made = [MADE_OF_OTHERS[name] for name in sorted(known)]
     return next((key for kept, key in made if kept == model_type), model_type)

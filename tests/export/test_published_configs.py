@@ -6,14 +6,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bundle.errors import PocketVLMError
 from export.architectures import load_family
+from export.family import Family
 from export.graph import build_model
 from export.nn.dialects import DIALECTS
 
@@ -40,3 +45,24 @@ def test_a_published_config_makes_graphs_of_as_many_weights(published: dict[str,
     }
     once = {_tied(name, family.stand_ins()): size for name, size in sizes.items()}
     assert round(sum(once.values()) / 1e6, 1) == published["million_weights"]
+
+
+def _settings(config: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield where each setting stands."""
+    for name, value in config.items():
+        yield (*above, name)
+        if isinstance(value, dict):
+            yield from _settings(value, (*above, name))
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda row: row["name"])
+def test_a_setting_of_another_kind_is_read_or_named(published: dict[str, Any]) -> None:
+    for *above, name in _settings(published["config"]):
+        for wrong in (None, "x", -1, [], {}):
+            config = copy.deepcopy(published["config"])
+            part = config
+            for each in above:
+                part = part[each]
+            part[name] = wrong
+            with suppress(PocketVLMError):
+                assert isinstance(load_family(config), Family)
