@@ -60,7 +60,7 @@ export class Chat {
     });
     this.text.addEventListener("input", () => this.draw());
     this.text.addEventListener("keydown", (event) => this.pressed(event));
-    this.send = make("button.primary", { type: "submit" }, "Send");
+    this.send = make("button.primary", { type: "submit", disabled: true }, "Send"); // until it is drawn
     this.stop = make(
       "button.primary",
       { type: "button", hidden: true, onclick: () => this.controller?.abort() },

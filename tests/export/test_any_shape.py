@@ -13,7 +13,8 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import Area, Fixed, ImageSpec
 from export.architectures import load_family
 from export.decoders.qwen3_vl_text import alternating_axes
-from export.exporter import _cut_decoder, export_checkpoint
+from export.exporter import export_checkpoint
+from export.shaping import cut_decoder
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_vl",
@@ -54,7 +55,7 @@ def test_a_processor_that_makes_other_squares_is_refused(geometry: Any) -> None:
 
 def test_a_decoder_with_inputs_of_its_own_is_not_cut() -> None:
     with pytest.raises(UnsupportedConfigError, match="deep_features"):
-        _cut_decoder(load_family(CONFIG), [1])
+        cut_decoder(load_family(CONFIG), [1])
 
 
 def test_axes_alternate_until_one_has_had_its_pairs() -> None:
