@@ -56,7 +56,7 @@ def _adapters(dims: DecoderDims) -> Iterator[str]:
     if not dims.adapters:
         return
     told = ", ".join(
-        f"{each.name} (rank {each.rank}, {each.num_layers} layers{', vision' if each.changes_vision else ''})"
+        f"{each.name} (rank {each.rank}, {each.num_layers} linear layers{', vision' if each.changes_vision else ''})"
         for each in dims.adapters
     )
     yield escape(f"adapters that a request chooses as models: {told}")

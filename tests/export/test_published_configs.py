@@ -1,6 +1,7 @@
 """Configs of published checkpoints, as far as they bear on the graphs: read at full size, and of as many weights.
 
 `million_weights` are those of the published files, or of the authors' code opened on the config, a tied table once.
+`source` stands where a config or a count is not simply what was published: a copy by others, or partly from memory.
 `images` are settings of the image processor. Every graph is built, and none filled.
 """
 

@@ -283,8 +283,8 @@ def test_the_commands_take_an_adapter_and_tell_of_those_there_are(bundles, expec
     (reply,) = (tmp_path / "page.replies.jsonl").read_text().splitlines()[-1:]
     assert json.loads(reply)["text"] == json.loads(say("run", *asked, "--adapter", "words").stdout)["text"].strip()
     assert say("evaluate", str(questions), *page, "--adapter", "french").exit_code == 2
-    shown = say("inspect").stdout.replace("\n", " ")
-    assert "words (rank 4, 12 layers), eyes (rank 2, 8 layers, vision)" in shown
+    shown = " ".join(say("inspect").stdout.split())
+    assert "words (rank 4, 12 linear layers), eyes (rank 2, 8 linear layers, vision)" in shown
 
 
 def test_adapters_are_models_to_whoever_asks(bundles, image_bytes) -> None:
