@@ -18,6 +18,7 @@ _CLEAR_SHARE = 0.12  # middles nearer than this along an axis are not asked abou
 _EDGES = (0.36, 0.64)  # where left, middle and right meet
 _UNKNOWN = "I only see what is in the picture: its shapes, colors, words and digits."
 _ABILITY = "I can describe a picture, name its shapes and colors, count them and read short words."
+_PLACES = ("left", "right", "top", "bottom", "middle")
 _SIDES = (("left", "right"), ("above", "below"))
 
 
@@ -162,8 +163,7 @@ class Asker:
         place = part(item)
         if place is None:
             return None
-        others = tuple(w for w in ("left", "right", "top", "bottom", "middle") if w not in place.split())
-        return Enquiry("where", self.worded("where", name=name), f"The {name} is at the {place}.", (place,), others)
+        return Enquiry("where", self.worded("where", name=name), *placed(name, place))
 
     def text(self) -> Enquiry | None:
         """Ask for the word."""
@@ -193,6 +193,11 @@ class Asker:
         answers = {"greeting": f"Hello! {_ABILITY}", "ability": _ABILITY, "outside": _UNKNOWN}
         key = "I only see" if kind == "outside" else "I can describe"
         return Enquiry("greeting", self.worded(kind), answers[kind], (key,))
+
+
+def placed(name: str, place: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the answer that tells the part of the picture in which a shape stands, its keys and what it leaves out."""
+    return f"The {name} is at the {place}.", (place,), tuple(w for w in _PLACES if w not in place.split())
 
 
 def a(word: str) -> str:

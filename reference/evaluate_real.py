@@ -19,8 +19,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from reference.evaluate import CHECKPOINTS, Score
 from reference.pictures import UNSEEN_GROUNDS
 from reference.real.checkpoint import build_checkpoint
-from reference.real.held_out import KINDS, Question, held_out
+from reference.real.held_out import KINDS, SMALL_KINDS, Question, held_out
 from reference.real.wheel import real_gguf
+from reference.training import arithmetic_of
 
 _BATCH = 20
 _MAX_NEW_TOKENS = 48
@@ -28,20 +29,22 @@ _WORK = pathlib.Path(__file__).parent / ".work" / "real"
 
 
 class RealReader:
-    """The real model, in bfloat16, which answers questions."""
+    """A model, in the device's quickest arithmetic, which answers questions."""
 
     def __init__(self, folder: pathlib.Path, device: str) -> None:
         """Load a whole checkpoint, as `build_checkpoint` writes it, onto a device of torch."""
         self._processor = AutoProcessor.from_pretrained(folder)
-        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval().to(device)
+        arithmetic = arithmetic_of(torch.device(device))
+        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=arithmetic).eval().to(device)
 
     @torch.inference_mode()
     def replies(self, questions: list[Question]) -> list[str]:
         """Return the greedy reply to each question; all have equally many images."""
         prompts = [self._processor.apply_chat_template(q.messages(), add_generation_prompt=True) for q in questions]
-        images = [list(q.images) for q in questions]
+        images = [list(q.images) for q in questions] if questions[0].images else None
         inputs = self._processor(text=prompts, images=images, padding=True, return_tensors="pt").to(self._model.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+        if images:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         tokens = self._model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
         new = tokens[:, inputs["input_ids"].shape[1] :]
         return [reply.strip() for reply in self._processor.batch_decode(new, skip_special_tokens=True)]
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--vision", type=pathlib.Path, default=CHECKPOINTS / "vlm-real", help="tower and connector")
     parser.add_argument("--work", type=pathlib.Path, default=_WORK, help="folder that keeps the decoder")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=SMALL_KINDS, help="all that the model was taught by default")
     parser.add_argument("--n", type=int, default=100, help="questions a kind")
     parser.add_argument("--checkpoint", type=pathlib.Path, help="a whole checkpoint instead of the real model")
     parser.add_argument("--unseen-grounds", action="store_true", help="on grounds that training never has either")
@@ -84,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     looks = UNSEEN_GROUNDS if args.unseen_grounds else None
     print("| what | right | 95 % interval | n |\n|---|---|---|---|")
     found = {}
-    for kind in args.kinds:
+    for kind in args.kinds or (SMALL_KINDS if args.checkpoint else KINDS):
         score = reader.score(held_out(kind, args.n, is_familiar=args.familiar, looks=looks), args.show)
         print(score.line(kind), flush=True)
         found[kind] = {"right": score.num_right, "n": score.n, "share": score.share, "interval_95": score.interval()}

@@ -73,7 +73,7 @@ def contrastive_loss(
     """Return the symmetric loss and the share of images, and of texts, matched right inside the batch.
 
     Args:
-        model: Computes in bfloat16.
+        model: Computes in the arithmetic of its weights.
         pixels: [B, 128, 128, 3] uint8.
         ids: [2 B, T], the true captions first.
         is_negative: [B, 2 B] bool.

@@ -65,21 +65,25 @@ Packed = Callable[[list[dialogues.Sample]], dialogues.Batch]
 class Looked(IterableDataset):  # type: ignore[type-arg]
     """Endless batches (pixels [I, 128, 128, 3] uint8, labels, questions) of conversations about images."""
 
-    def __init__(self, batch: int, num_questions: int, start: int, packed: Packed) -> None:
+    def __init__(
+        self, batch: int, num_questions: int, start: int, packed: Packed, mix: dialogues.Mix = dialogues.REAL_MIX
+    ) -> None:
         """Begin at training seed `start`, each worker in a range of its own."""
         self._batch = batch
         self._num_questions = num_questions
         self._start = start
         self._packed = packed
+        self._mix = mix
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels, dialogues.Batch]]:
         """Yield batches for ever."""
         seed = first_seed(self._start)
         while True:
-            samples = [dialogues.sample(seed + i, self._num_questions) for i in range(self._batch)]
+            samples = [dialogues.sample(seed + i, self._num_questions, self._mix) for i in range(self._batch)]
             pixels = [pixels_of(shown, random.Random(s.seed)) for s in samples for shown in s.shown]
-            yield torch.from_numpy(np.stack(pixels)), labels_of(samples), self._packed(samples)
             seed += self._batch
+            if pixels:
+                yield torch.from_numpy(np.stack(pixels)), labels_of(samples), self._packed(samples)
 
 
 def labels_of(samples: list[dialogues.Sample]) -> Labels:
@@ -104,15 +108,15 @@ def train_symbols(
     run.save()
 
 
-def train_tower(tower: Tower, args: argparse.Namespace) -> None:
-    """Train the tower in place, on labels."""
+def train_tower(tower: Tower, args: argparse.Namespace, said_share: float = 1.0) -> None:
+    """Train the tower in place, on labels; `said_share` as in `Tower.loss`."""
     masters = MasterWeights(tower, args.lr, ADAMW_NAMES)
     run = Run(args.work, "tower", Schedule(args.tower_steps, args.tower_minutes), (masters,), args.save_every_s)
     progress = Progress(run, args.log_every)
     batches = sights(run, args)
     while not run.is_over:
         pixels, labels = next(batches)
-        loss, facts = tower.loss(tower.sight(pixels), labels)
+        loss, facts = tower.loss(tower.sight(pixels), labels, said_share)
         loss.backward()
         progress.advance(facts)
     run.save()

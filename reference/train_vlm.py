@@ -179,7 +179,7 @@ def answer_loss(
     """Return the mean cross-entropy of answers, and per task the share of answers with every token right.
 
     Args:
-        model: Computes in bfloat16.
+        model: Computes in the arithmetic of its weights.
         features: [I, 64, D].
         batch: What is asked about the images.
     """

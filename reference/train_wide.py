@@ -4,9 +4,9 @@ The shipped `vlm` learnt `scenes`: images of one size, in few wordings. This tra
 and `enquiries`: 64 to 512 pixels, grounds, fonts, longer words, equal shapes, both orders of text and image, greetings
 and questions that no picture answers, and the photographs of `photographs`.
 
-*tower* is that stage of `reference.train_real`, from fresh weights. *language*: decoder, connector and tower
-learn from answers. A stopped run goes on where it was. The result goes to `--out`, which is not what is shipped.
-`--smoke` takes two small steps of each stage. On a GPU, with 16 cores that draw:
+*tower* is that stage of `reference.train_real`, from the shipped tower. *language*: decoder, connector and tower learn
+from answers, from the shipped decoder. A stopped run goes on where it was. `--smoke` takes two small steps of each
+stage. On a GPU, with 16 cores that draw:
 
     python -m reference.train_wide --device cuda --workers 12 --images 256 --batch 64 --tower-minutes 10 \
         --language-minutes 40
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from reference import dialogues, tokenizer, vlm_model
 from reference.real.tower import Tower
@@ -32,19 +32,54 @@ from reference.train_vlm import SEED, Decoder
 from reference.training import MasterWeights, Run, Schedule, attention_of, graded
 
 HERE = pathlib.Path(__file__).parent
+STAGES = ("tower", "language")
 _CORPUS_SAMPLES = 10_000
 _VOCABULARY_TOKENS = 1024
 _STILL_TOWER_SHARE = 0.15  # of the stage; the tower's gradients are noise until the decoder reads it
 _TOWER_LR_SHARE = 0.3
 _DENSE_SHARE = 0.1  # of the loss
+_SAID_SHARE = 0.4  # of the dense loss: this decoder learns to look for itself
 
 
 def sentences() -> Iterator[str]:
     """Yield what the tokenizer is learnt from."""
     for seed in range(_CORPUS_SAMPLES):
-        for enquiry in dialogues.sample(seed, 8).asked:
+        drawn = dialogues.sample(seed, 8, dialogues.SMALL_MIX)
+        for enquiry in (*drawn.before, *drawn.asked):
             yield f"User:{enquiry.question}"
             yield f"User: {enquiry.question}\nAssistant: {enquiry.answer}\n"
+
+
+@torch.no_grad()
+def start_from(folder: pathlib.Path, model: SmolVLMForConditionalGeneration, tokens: PreTrainedTokenizerFast) -> None:
+    """Give a model the weights of a checkpoint of the same sizes, in place.
+
+    A token that the checkpoint's tokenizer has not begins as the mean of those that it writes the same text with.
+
+    Args:
+        folder: The checkpoint.
+        model: Of another vocabulary.
+        tokens: That vocabulary's.
+    """
+    source = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    known = AutoTokenizer.from_pretrained(folder)
+    pieces = [_pieces(name, number, tokens, known) for name, number in sorted(tokens.get_vocab().items(), key=_second)]
+    state = source.state_dict()
+    for name in ("model.text_model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = torch.stack([state[name][rows].mean(0) for rows in pieces])
+    model.load_state_dict(state)
+
+
+def _second(pair: tuple[str, int]) -> int:
+    return pair[1]
+
+
+def _pieces(name: str, number: int, tokens: PreTrainedTokenizerFast, known: PreTrainedTokenizerFast) -> list[int]:
+    """Return the ids by which another tokenizer writes one token."""
+    vocabulary = known.get_vocab()
+    if name in vocabulary:
+        return [vocabulary[name]]
+    return list(known.encode(tokens.decode([number]), add_special_tokens=False))
 
 
 def train_language(
@@ -58,7 +93,7 @@ def train_language(
     progress, encode = Progress(run, args.log_every), encoder(tokens)
     packed = functools.partial(dialogues.pack, template=dialogues.SMALL, encode=encode, max_tokens=args.sequence_tokens)
     device = torch.device(args.device)
-    stream = Looked(args.batch, args.questions, run.step * args.batch, packed)
+    stream = Looked(args.batch, args.questions, run.step * args.batch, packed, dialogues.SMALL_MIX)
     batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
     while not run.is_over:
         drawn, seen, batch = next(batches)
@@ -67,7 +102,7 @@ def train_language(
         with torch.set_grad_enabled(not is_still):
             sight = tower.sight(pixels)
         loss, facts = graded(_logits(model, tower.features(sight), batch), batch)
-        dense, _ = tower.loss(sight, labels)
+        dense, _ = tower.loss(sight, labels, _SAID_SHARE)
         (loss + _DENSE_SHARE * dense).backward()
         progress.advance({"dense": dense.detach(), **facts})
     run.save()
@@ -86,6 +121,8 @@ def _logits(model: SmolVLMForConditionalGeneration, features: torch.Tensor, batc
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="run only these")
+    parser.add_argument("--start", type=pathlib.Path, default=HERE / "checkpoints" / "vlm", help="checkpoint")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / ".work" / "wide" / "vlm", help="folder written")
     parser.add_argument("--work", type=pathlib.Path, default=HERE / ".work" / "wide", help="folder to resume from")
     for stage, steps in (("tower", 5000), ("language", 8000)):
@@ -114,12 +151,16 @@ def main(argv: list[str] | None = None) -> None:
         args.work = pathlib.Path(tempfile.mkdtemp(prefix="train_wide_"))
     torch.set_num_threads(args.threads)
     tokens = tokenizer.train(sentences(), _VOCABULARY_TOKENS)
-    model = vlm_model.build(tokens.get_vocab(), SEED).to(torch.device(args.device))
+    model = vlm_model.build(tokens.get_vocab(), SEED)
+    start_from(args.start, model, tokens)
+    model.to(torch.device(args.device))
     model.set_attn_implementation(attention_of(model.device))
     tower = Tower(model).to(model.device)
-    train_tower(tower, args)
-    recall(args.work / "tower.pt", tower)
-    train_language(model, tower, tokens, args)
+    if "tower" in args.stages:
+        train_tower(tower, args, _SAID_SHARE)
+    if "language" in args.stages:
+        recall(args.work / "tower.pt", tower)
+        train_language(model, tower, tokens, args)
 
 
 if __name__ == "__main__":

@@ -72,13 +72,13 @@ def image_features(model: SmolVLMForConditionalGeneration, pixels: torch.Tensor)
     """Return visual tokens.
 
     Args:
-        model: Computes in bfloat16.
+        model: Computes in the arithmetic of its weights.
         pixels: [I, 128, 128, 3] uint8.
 
     Returns:
-        [I, 64, D] bfloat16.
+        [I, 64, D] in the same arithmetic.
     """
-    values = pixels.permute(0, 3, 1, 2).to(torch.bfloat16) / 127.5 - 1
+    values = pixels.permute(0, 3, 1, 2).to(model.dtype) / 127.5 - 1
     patches = torch.ones(len(pixels), GRID, GRID, dtype=torch.bool)
     hidden = model.model.vision_model(pixel_values=values, patch_attention_mask=patches).last_hidden_state
     return model.model.connector(hidden)
@@ -154,17 +154,18 @@ def _share(correct: torch.Tensor, where: torch.Tensor) -> float:
     return float((correct & where).sum() / where.sum().clamp(min=1))
 
 
-def attention_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Return the additive mask [B, 1, T, T], bfloat16, of packed sequences.
+def attention_mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the additive mask [B, 1, T, T] of packed sequences.
 
     Args:
         segments: [B, T] int64 as in `batches.Batch`: causal inside a conversation and towards the prefix.
+        dtype: Of the mask.
     """
     length = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
     is_causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     is_seen = is_causal & ((key == 0) | (key == query))
-    zeros = torch.zeros(is_seen.shape, dtype=torch.bfloat16, device=segments.device)
+    zeros = torch.zeros(is_seen.shape, dtype=dtype, device=segments.device)
     return zeros.masked_fill(~is_seen, -1e4).unsqueeze(1)
 
 
@@ -175,7 +176,7 @@ def answer_logits(
     """Return float32 logits [N, V] of the rows that are learnt.
 
     Args:
-        model: Computes in bfloat16.
+        model: Computes in the arithmetic of its weights.
         features: [I, 64, D] visual tokens, in the order of their placeholders.
         ids: [B, T] token ids.
         positions: [B, T] rotary positions.
@@ -186,6 +187,9 @@ def answer_logits(
     is_image = (ids == model.config.image_token_id).unsqueeze(-1)
     embeds = embeds.masked_scatter(is_image, features.to(embeds.dtype))
     hidden = model.model.text_model(
-        inputs_embeds=embeds, attention_mask=attention_mask(segments), position_ids=positions, use_cache=False
+        inputs_embeds=embeds,
+        attention_mask=attention_mask(segments, embeds.dtype),
+        position_ids=positions,
+        use_cache=False,
     ).last_hidden_state
     return model.lm_head(hidden[rows[:, 0], rows[:, 1]]).float()

@@ -11,6 +11,9 @@ import re
 
 _CHOICE = re.compile(r"\(([^()]*)\)")
 _UNCAPPED_SHARE = 0.25  # of questions begin with a small letter, as people type
+_OPENED_SHARE = 0.08  # of training's questions follow a word or two that ask nothing
+_OPENERS = ("Please,", "Hello,", "Hi,", "Hey,", "OK,", "Now,", "Hello!", "Hi there.", "A question:", "So,", "Well,")
+_UNOPENED = ("greeting", "of_one")
 _UNENDED_SHARE = 0.2  # of questions lack their last mark
 
 TRAINING: dict[str, tuple[str, ...]] = {
@@ -132,6 +135,20 @@ TRAINING: dict[str, tuple[str, ...]] = {
         "(Tell me|Say) which (picture|image) (has|shows) {thing}.",
         "Which (picture|image) did they draw {thing} in?",
     ),
+    "of_one": (
+        "(In|Look at) the {ordinal} (picture|image)(:|,) {question}",
+        "(About|For) the {ordinal} (picture|image): {question}",
+    ),
+    "its_colour": (
+        "(And|) (what|which) (color|colour) is it?",
+        "What is its (color|colour)?",
+        "(And|) (what|which) (color|colour) does it have?",
+    ),
+    "its_place": (
+        "(And|) where is it?",
+        "Where (do|can) you see it?",
+        "(And|) in which part of the (picture|image) is it?",
+    ),
     "greeting": ("(Hello|Hi|Hey|Good morning|Good evening|Hi there|Hello there)(!|.|)",),
     "ability": (
         "What can you do?",
@@ -146,6 +163,18 @@ TRAINING: dict[str, tuple[str, ...]] = {
         "What (time|day) is it?",
         "How (old|heavy|tall) is it?",
         "Who won the (game|match) yesterday?",
+        "(Tell|Write) me a (joke|story|poem).",
+        "What is (the capital of|the largest city in|the language of) (France|Spain|Japan|Peru)?",
+        "Who (wrote|painted|invented|discovered) (it|the radio|that book|America)?",
+        "(Translate|Say) this in (French|Spanish|German).",
+        "What is (two plus two|three times four|2+2|5*7)?",
+        "(Why|How) is the sky blue?",
+        "(Do|Can) you (know|love|remember|hear) me?",
+        "Write (code|a program|a letter|an essay) (for|about) (me|it|cats).",
+        "What should I (eat|cook|read|wear) (today|tonight)?",
+        "How do I (bake bread|fix a bike|learn to swim|get to the station)?",
+        "(Which|What) (country|year|street|film) is this from?",
+        "What does (it|this) (smell|sound|taste) like?",
     ),
 }
 HELD_OUT: dict[str, tuple[str, ...]] = {
@@ -178,6 +207,9 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     "digit": ("Can you tell me which digit this is?", "Which figure was written by hand?"),
     "describe": ("Could you tell me what this picture shows?", "Look at the image and describe it", "Caption this."),
     "which": ("Where is {thing}: which image?", "Tell me which of the pictures has {thing}."),
+    "of_one": ("As for the {ordinal} picture: {question}", "Regarding the {ordinal} image, {question}"),
+    "its_colour": ("In what (color|colour) is it drawn?",),
+    "its_place": ("Where would I find it?",),
     "greeting": ("Good afternoon!", "Hi, how are you?"),
     "ability": ("What are you able to do?", "What do you know?"),
     "outside": ("Who drew this?", "What is the capital of this place?", "How much does it cost?"),
@@ -209,6 +241,14 @@ def worded(kind: str, rng: random.Random, *, is_held_out: bool, **words: str) ->
         words: What the braces of this kind's patterns stand for.
     """
     sentence = rng.choice(rng.choice(_SENTENCES[is_held_out][kind])).format(**words)
+    if not is_held_out and rng.random() < _OPENED_SHARE and kind not in _UNOPENED:
+        opener = rng.choice(_OPENERS)
+        sentence = f"{opener} {sentence if opener[-1] in '.!' else uncapped(sentence)}"
     if rng.random() < _UNENDED_SHARE:
         sentence = sentence.rstrip("?.!")
-    return sentence[0].lower() + sentence[1:] if rng.random() < _UNCAPPED_SHARE else sentence
+    return uncapped(sentence) if rng.random() < _UNCAPPED_SHARE else sentence
+
+
+def uncapped(sentence: str) -> str:
+    """Return a sentence that begins with a small letter."""
+    return sentence[0].lower() + sentence[1:]

@@ -8,25 +8,26 @@ from transformers import DynamicCache, SmolVLMForConditionalGeneration
 
 from reference.batches import Batch
 from reference.dialogues import REAL, Encoder
-from reference.training import attention_of
+from reference.training import arithmetic_of, attention_of
 
 
 class FrozenDecoder:
-    """SmolLM2 in bfloat16, whose weights never change; what every prompt begins with is computed once."""
+    """SmolLM2, whose weights never change, in quick arithmetic; what every prompt begins with is computed once."""
 
     def __init__(self, model: SmolVLMForConditionalGeneration, encode: Encoder) -> None:
         """Take the decoder out of a whole model.
 
         Args:
-            model: Its language model is turned to bfloat16 in place.
+            model: Its language model is turned to that arithmetic in place.
             encode: From text to token ids.
         """
         model.set_attn_implementation(attention_of(model.device))
-        self._layers = model.model.text_model.to(torch.bfloat16).requires_grad_(False)
+        self._arithmetic = arithmetic_of(model.device)
+        self._layers = model.model.text_model.to(self._arithmetic).requires_grad_(False)
         self._image_id = model.config.image_token_id
         start = torch.tensor([encode(REAL.start)], device=model.device)
         self._start_tokens = start.shape[1]
-        causal = torch.full((self._start_tokens,) * 2, -1e4, dtype=torch.bfloat16, device=model.device).triu(1)
+        causal = torch.full((self._start_tokens,) * 2, -1e4, dtype=self._arithmetic, device=model.device).triu(1)
         with torch.no_grad():
             cache = self._layers(
                 input_ids=start, attention_mask=causal[None, None], past_key_values=DynamicCache(), use_cache=True
@@ -70,5 +71,5 @@ class FrozenDecoder:
         query, key = segments[:, :, None], segments[:, None, :]
         is_before = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
         is_seen = functional.pad(is_before & ((key == 0) | (key == query)), (self._start_tokens, 0), value=True)
-        mask = torch.zeros(is_seen.shape, dtype=torch.bfloat16, device=segments.device)
+        mask = torch.zeros(is_seen.shape, dtype=self._arithmetic, device=segments.device)
         return mask.masked_fill(~is_seen, -1e4).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""What the real model is scored on: wordings, sizes, fonts, words, digits and seeds that training never uses."""
+"""What models of `pictures` are scored on: wordings, sizes, fonts, words, digits and seeds that training never uses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import random
 from PIL import Image
 
 from reference import photographs, pictures
-from reference.dialogues import which
+from reference.dialogues import follow_up, of_one, unseen, which
 from reference.enquiries import ASKERS, Asker, Enquiry, picture_for
 from reference.seeds import held_out_seed
 
 KINDS = (*ASKERS, "which", "photograph")
+"""Of questions that the real model is asked."""
+SMALL_KINDS = (*KINDS, "of one", "it", "no image")
+"""Of questions that a model is asked which was taught to converse here."""
 _TEXT_FIRST_SHARE = 0.5
 
 
@@ -24,11 +27,13 @@ class Question:
         images: Of any size.
         enquiry: What is asked and what is right.
         is_text_first: The text comes before the images.
+        before: A question about the images that was asked and answered, or None.
     """
 
     images: tuple[Image.Image, ...]
     enquiry: Enquiry
-    is_text_first: bool
+    is_text_first: bool = False
+    before: Enquiry | None = None
 
     @property
     def task(self) -> str:
@@ -46,16 +51,23 @@ class Question:
 
     def messages(self) -> list[dict[str, object]]:
         """Return the conversation for a chat template."""
-        content: list[dict[str, str]] = [{"type": "image"} for _ in self.images]
-        text = {"type": "text", "text": self.enquiry.question}
-        return [{"role": "user", "content": [text, *content] if self.is_text_first else [*content, text]}]
+        images: list[dict[str, str]] = [{"type": "image"} for _ in self.images]
+        first, *rest = [turn for turn in (self.before, self.enquiry) if turn is not None]
+        text = {"type": "text", "text": first.question}
+        messages: list[dict[str, object]] = [
+            {"role": "user", "content": [text, *images] if self.is_text_first else [*images, text]}
+        ]
+        for turn in rest:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": first.answer}]})
+            messages.append({"role": "user", "content": [{"type": "text", "text": turn.question}]})
+        return messages
 
 
 def held_out(kind: str, n: int, *, is_familiar: bool = False, looks: pictures.Looks | None = None) -> list[Question]:
     """Return n questions of a kind; the same ones for ever.
 
     Args:
-        kind: One of `KINDS`.
+        kind: One of `SMALL_KINDS`.
         n: How many.
         is_familiar: In training's wordings and looks; pictures still come from held-out seeds.
         looks: Of the pictures, in the place of those; None: as `is_familiar` says.
@@ -63,8 +75,8 @@ def held_out(kind: str, n: int, *, is_familiar: bool = False, looks: pictures.Lo
     Raises:
         ValueError: The kind is unknown.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in SMALL_KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(SMALL_KINDS)}")
     found: list[Question] = []
     index = 0
     while len(found) < n:
@@ -82,9 +94,15 @@ def _try_question(kind: str, rng: random.Random, looks: pictures.Looks, is_famil
         index = rng.randrange(len(photographs.PHOTOGRAPHS))
         image = photographs.view(index, rng, is_held_out=not is_familiar)
         return Question((image,), photographs.enquiry(index, rng, is_held_out=not is_familiar), is_text_first)
-    if kind == "which":
+    if kind == "no image":
+        return Question((), unseen(rng, is_held_out=not is_familiar))
+    if kind == "it":
+        picture = picture_for("shape", rng, looks)
+        pair = follow_up(picture, rng, is_held_out=not is_familiar)
+        return pair and Question((pictures.render(picture),), pair[1], is_text_first, pair[0])
+    if kind in ("which", "of one"):
         shown = tuple(picture_for("shape", rng, looks) for _ in range(2))
-        enquiry = which(shown, rng, is_held_out=not is_familiar)
+        enquiry = (which if kind == "which" else of_one)(shown, rng, is_held_out=not is_familiar)
     else:
         shown = (picture_for(kind, rng, looks),)
         enquiry = ASKERS[kind](Asker(shown[0], rng, is_held_out=not is_familiar))

@@ -27,11 +27,13 @@ _PHOTOGRAPH_SHARE = 0.1
 _SIGHT_WEIGHTS = {"describe": 6, "relation": 2, "count": 4, "text": 5, "digit": 3}  # of pictures made for a kind
 _NOTHING_WEIGHT = 0.3  # most places say nothing; without this they drown the rest
 _HERE_SHARE = 0.5  # of the loss
+_PATCHES_A_TOKEN = SCALE_FACTOR**2
 _KINDS = ("", *SHAPES, *LETTERS, *FIGURES, *(f"digit {d}" for d in range(10)))
 _COLOURS = ("", *COLOURS)
 _SIDES = {
     "said": tuple(map(len, ROLES.values())),
     "here": (len(_KINDS), len(_COLOURS)),
+    "patches": (len(_KINDS), len(_COLOURS)) * _PATCHES_A_TOKEN,
     "photograph": (len(photographs.PHOTOGRAPHS) + 1,),
 }
 _PATCHES = GRID * SCALE_FACTOR
@@ -54,23 +56,26 @@ class Labels:
     Attributes:
         cells: [I, 64] uint8 inventories, see `symbols.inventory`.
         here: [I, 2, 64] uint8, kind and colour of what has its middle in a cell, in `_KINDS` and `_COLOURS`.
+        patches: [I, 64, 4, 2] uint8, kind and colour of what each patch of a cell is covered by, likewise.
         photograph: [I] int64, an index, or -1 for pictures.
     """
 
     cells: torch.Tensor
     here: torch.Tensor
+    patches: torch.Tensor
     photograph: torch.Tensor
 
     @classmethod
     def of(cls, shown: list[Picture | int]) -> Labels:
         """Return the labels of pictures and of photographs by their indices."""
         photograph = [-1 if isinstance(one, Picture) else one for one in shown]
-        cells, here = np.stack([inventory(one) for one in shown]), np.stack([_here(one) for one in shown])
-        return cls(torch.from_numpy(cells), torch.from_numpy(here), torch.tensor(photograph))
+        planes = (np.stack([label(one) for one in shown]) for label in (inventory, _here, _patches))
+        return cls(*map(torch.from_numpy, planes), torch.tensor(photograph))
 
     def to(self, device: torch.device) -> Labels:
         """Return the same on a device."""
-        return Labels(self.cells.to(device), self.here.to(device), self.photograph.to(device))
+        planes = (self.cells, self.here, self.patches, self.photograph)
+        return Labels(*(plane.to(device) for plane in planes))
 
     @property
     def said(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +94,26 @@ def _here(shown: Picture | int) -> np.ndarray:
             column = min(GRID - 1, max(0, int(GRID * middle)))
             planes[:, row, column] = _KINDS.index(kind), _COLOURS.index(item.colour)
     return planes.reshape(2, -1)
+
+
+def _patches(shown: Picture | int) -> np.ndarray:
+    """Return [64, 4, 2]: kind and colour of the box, of one letter in words, that the middle of each patch lies in."""
+    planes = np.zeros((_PATCHES, _PATCHES, 2), np.uint8)
+    middles = (np.arange(_PATCHES) + 0.5) / _PATCHES
+    for item in shown.items if isinstance(shown, Picture) else ():
+        left, top, right, bottom = item.box
+        columns = np.flatnonzero((middles >= left) & (middles < right))
+        rows = np.flatnonzero((middles >= top) & (middles < bottom))
+        if not len(rows):
+            rows = np.array([int(_PATCHES * item.centre[1])])
+        names = [item.name if item.kind == "shape" else f"digit {item.name}"] * len(columns)
+        if item.kind == "text":
+            letters = np.array(letter_middles(item))
+            names = [item.name[at] for at in np.abs(middles[columns, None] - letters).argmin(1)]
+        for column, name in zip(columns, names, strict=True):
+            planes[rows, column] = _KINDS.index(name), _COLOURS.index(item.colour)
+    cells = planes.reshape(GRID, SCALE_FACTOR, GRID, SCALE_FACTOR, 2).swapaxes(1, 2)
+    return cells.reshape(GRID**2, _PATCHES_A_TOKEN, 2)
 
 
 class Sights(IterableDataset):  # type: ignore[type-arg]
@@ -138,16 +163,26 @@ class Tower(nn.Module):
         """Return visual tokens [I, 64, D]."""
         return self.connector.modality_projection(sight)
 
-    def loss(self, sight: torch.Tensor, labels: Labels) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the cross-entropy of labels, and how often they are right where something is said or shown."""
-        said, here, photograph = self.head(sight).float().split([sum(sizes) for sizes in _SIDES.values()], dim=-1)
+    def loss(
+        self, sight: torch.Tensor, labels: Labels, said_share: float = 1.0
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the cross-entropy of labels, and how often they are right where something is said or shown.
+
+        Args:
+            sight: [I, 64, 512].
+            labels: Of the same images.
+            said_share: Weight of what is said about whole images.
+        """
+        said, here, patches, photograph = (
+            self.head(sight).float().split([sum(sizes) for sizes in _SIDES.values()], dim=-1)
+        )
         losses, facts = [], {}
         is_picture = (labels.photograph < 0).float()[:, None]
         for role, logits in zip(ROLES, said.split(_SIDES["said"], dim=-1), strict=True):
             places = [cell for cell, other in enumerate(CELL_ROLES) if other == role]
             if role != "spare":
                 target = labels.cells[:, places].long()
-                losses.append(_cross_entropy(logits[:, places], target, is_picture))
+                losses.append(said_share * _cross_entropy(logits[:, places], target, is_picture))
                 facts[role] = _share_right(logits[:, places], target)
         for name, plane, logits in zip(
             ("kind here", "colour here"), (0, 1), here.split(_SIDES["here"], dim=-1), strict=True
@@ -155,6 +190,15 @@ class Tower(nn.Module):
             target = labels.here[:, plane].long()
             losses.append(_HERE_SHARE * _cross_entropy(logits, target, is_picture))
             facts[name] = _share_right(logits, target)
+        patches = patches.unflatten(-1, (_PATCHES_A_TOKEN, -1)).flatten(1, 2)
+        for name, plane, logits in zip(
+            ("kind", "colour of patch"), (0, 1), patches.split(_SIDES["here"], dim=-1), strict=True
+        ):
+            target = labels.patches[..., plane].long().flatten(1)
+            losses.append(_cross_entropy(logits, target, is_picture))
+            facts[name] = _share_right(logits, target)
+            if plane == 0:
+                facts["letters here"] = _share_right(logits, torch.where(target > len(SHAPES), target, 0))
         target = (labels.photograph + 1)[:, None].expand(photograph.shape[:2])
         losses.append(_cross_entropy(photograph, target, photograph.new_ones(())))
         facts["photograph"] = _share_right(photograph, target)

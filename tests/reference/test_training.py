@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import pathlib
 import random
 
@@ -106,10 +107,7 @@ def test_packed_tokens_equal_the_processors_own(reader: Reader) -> None:
             assert packed == wanted
 
 
-def test_packed_answers_have_the_logits_they_have_alone(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32, mask and all: training computes in bfloat16, whose 8 bits hide small errors."""
-    mask = vlm_model.attention_mask
-    monkeypatch.setattr(vlm_model, "attention_mask", lambda segments: mask(segments).float())
+def test_packed_answers_have_the_logits_they_have_alone(reader: Reader) -> None:
     packer = packing.Packer(reader.processor.tokenizer.backend_tokenizer)
     sample = packing.sample(random.Random(4), 5, packing.THEMES)
     batch = packer.pack([sample])
@@ -199,7 +197,7 @@ def test_interrupted_run_continues_with_same_weights_and_step(tmp_path: pathlib.
         masters = MasterWeights(model, 0.1, ())
         run = Run(tmp_path, "linear", Schedule(10, 0), (masters,), 1e9)
         for _ in range(num_steps):
-            model(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+            model(torch.ones(1, 4, dtype=model.weight.dtype)).sum().backward()
             run.advance()
         run.save()
         return run, masters.weights()
@@ -210,6 +208,39 @@ def test_interrupted_run_continues_with_same_weights_and_step(tmp_path: pathlib.
     assert (first.step, second.step) == (3, 3)
     assert all(torch.equal(kept[k], resumed[k]) for k in kept)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [({"avx2": True}, "float32"), ({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16")],
+)
+def test_arithmetic_is_what_the_processor_multiplies_in(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], wanted: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    model = torch.nn.Linear(4, 4)
+    masters = MasterWeights(model, 0.1, ())
+    assert model.weight.dtype == getattr(torch, wanted)
+    model(torch.ones(1, 4, dtype=model.weight.dtype)).sum().backward()
+    masters.step(1.0)
+    assert masters.weights()["weight"].dtype == torch.float32
+
+
+def test_a_model_starts_from_another_whatever_its_vocabulary(
+    reader: Reader, tokens: transformers.PreTrainedTokenizerFast
+) -> None:
+    wider = copy.deepcopy(tokens)
+    assert wider.add_tokens(["circle is red"]) == 1
+    model = vlm_model.build(wider.get_vocab(), 0)
+    train_wide.start_from(CHECKPOINTS["vlm"], model, wider)
+    own, shipped = model.state_dict(), reader.model.state_dict()
+    table = "model.text_model.embed_tokens.weight"
+    assert torch.equal(own[table][:-1], shipped[table])
+    pieces = tokens.encode("circle is red", add_special_tokens=False)
+    torch.testing.assert_close(own[table][-1], shipped[table][pieces].mean(0))
+    layers = [name for name in own if own[name].shape == shipped[name].shape]
+    assert len(layers) == len(own) - 2
+    assert all(torch.equal(own[name], shipped[name]) for name in layers)
 
 
 def test_schedule_warms_up_and_ends_at_its_budget() -> None:
