@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from bundle.dims import QuestionDims
 from bundle.directory import Bundle
 from bundle.errors import ContextLengthError, PromptError
-from bundle.manifest import QuestionDims
 from bundle.text import Tokenizer
 from bundle.turn import Turn
 

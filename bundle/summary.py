@@ -9,8 +9,9 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from bundle.dims import DecoderDims, EmbedderDims
 from bundle.gates import Gate, reasons
-from bundle.manifest import DecoderDims, EmbedderDims, Manifest
+from bundle.manifest import Manifest
 
 
 def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:

@@ -7,17 +7,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bundle.dims import DecoderDims, DualEncoderDims, EmbedderDims, PairDims, VectorSizes
 from bundle.errors import UnsupportedConfigError
-from bundle.manifest import (
-    BOTH,
-    ComponentName,
-    DecoderDims,
-    DualEncoderDims,
-    EmbedderDims,
-    PairDims,
-    Task,
-    VectorSizes,
-)
+from bundle.manifest import BOTH, ComponentName, Task
 from export.adapters import AdapterSet
 from export.checkpoint import Checkpoint
 from export.cross_encoder import CrossEncoder

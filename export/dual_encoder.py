@@ -23,7 +23,7 @@ class TextTower:
         embedding_size: E.
         vocab_size: Ids are below it.
         max_text_tokens: Longest text.
-        scoring: As `bundle.manifest.DualEncoderDims`.
+        scoring: As `bundle.dims.DualEncoderDims`.
     """
 
     embedding_size: int
@@ -38,9 +38,9 @@ class DualEncoder(Family):
     Class attributes:
         pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
         pad_token_id: What they are padded with, where that is not the tokenizer's own.
-        vectors: As `bundle.manifest.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
-        prompt_template: As `bundle.manifest.DualEncoderDims`.
-        regions: As `bundle.manifest.DualEncoderDims`; the vision graph then takes pixel_values and boxes [I, R, 4].
+        vectors: As `bundle.dims.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
+        prompt_template: As `bundle.dims.DualEncoderDims`.
+        regions: As `bundle.dims.DualEncoderDims`; the vision graph then takes pixel_values and boxes [I, R, 4].
         replaced_tokens: As there.
     """
 
@@ -54,7 +54,7 @@ class DualEncoder(Family):
 
     @property
     def data_experts(self) -> int:
-        """Models that this one is of, as `bundle.manifest.DualEncoderDims`."""
+        """Models that this one is of, as `bundle.dims.DualEncoderDims`."""
         return 1
 
     @property

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.adapters import AdapterDims
+from bundle.dims import Pooling
 from bundle.errors import UnsupportedConfigError
-from bundle.manifest import InputType, Pooling
+from bundle.manifest import InputType
 from export.checkpoint import Checkpoint
 from export.nn.linear import Linear
 from export.nn.module import Module
@@ -107,7 +108,7 @@ class StateVectors:
         also_answers: The decoder gives the vocabulary's scores as well.
         late: What every token's state is projected by for requests that want a vector of each; None: by nothing.
         default_type: Of an input of which a request says nothing.
-        pools_images: As of `bundle.manifest.EmbedderDims`.
+        pools_images: As of `bundle.dims.EmbedderDims`.
         adapters: That the decoder holds beside one another.
         choice: Ids of a yes and of a no, between whose scores the decoder's last state decides; None: it gives vectors.
     """

@@ -14,12 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from bundle.chat_template import CHAT_TEMPLATE, INPUT_TEMPLATE
+from bundle.dims import QuestionDims
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.generation import SamplingDefaults
 from bundle.grounding import KnownGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
-from bundle.manifest import QuestionDims
 from bundle.question import QUESTION_TOKENIZER
 from bundle.text import TOKENIZER, Tokenizer
 from export.dual_encoder import DualEncoder

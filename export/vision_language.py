@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import ClassVar
 
 from bundle import tensors
+from bundle.dims import DecoderDims
 from bundle.errors import UnsupportedConfigError
 from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
 from bundle.layouts.prompt import ImagePrompt, LooksAhead
 from bundle.layouts.table import KnownImagePrompt
-from bundle.manifest import ComponentName, DecoderDims, Task, TensorSpec
+from bundle.manifest import ComponentName, Task, TensorSpec
 from export.config import Raw, require, sub_config
 from export.decoders.causal import CausalDecoder
 from export.decoders.decoder import Decoder
@@ -40,7 +41,7 @@ class QuestionReading:
         vocab_size: Ids are below it.
         max_tokens: Longest question, what its tokenizer puts around it among them.
         folder: Of the checkpoint, with the tokenizer's files; "" where it is the decoder's.
-        tasks: As `bundle.manifest.QuestionDims.tasks`.
+        tasks: As `bundle.dims.QuestionDims.tasks`.
     """
 
     vocab_size: int

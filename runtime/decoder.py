@@ -11,9 +11,10 @@ import numpy as np
 
 from bundle import tensors
 from bundle.cache_scales import CACHE_SCALES, load_cache_scales
+from bundle.dims import DecoderDims
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
-from bundle.manifest import Component, ComponentName, DecoderDims, RunPhase
+from bundle.manifest import Component, ComponentName, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
 from runtime.device.steps import (

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
+from bundle.dims import DualEncoderDims
 from bundle.errors import SignatureError
 from bundle.image import Pixels
 from bundle.image_tokens import TOWER_OUTPUTS
-from bundle.manifest import Component, DualEncoderDims
+from bundle.manifest import Component
 from bundle.question import Asked
 from bundle.text import TextBatch
 from runtime.encoder import Encoder

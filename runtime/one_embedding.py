@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from bundle.dims import DualEncoderDims
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError
 from bundle.image import PREPROCESSOR, ImageSpec
-from bundle.manifest import DualEncoderDims
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 from runtime.encoder import Encoder, open_encoder
 from runtime.encoders import Vectors, encode_images, encode_texts, text_feeds, unit

@@ -17,11 +17,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from bundle.dims import DecoderDims
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.image_tokens import ImageReducer, ShownImage, gives_tower
-from bundle.manifest import DecoderDims
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.question import QuestionIds, QuestionReader
 from bundle.reduced_prompt import reduced

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
+from bundle.dims import EmbedderDims, Pooling
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
-from bundle.manifest import ComponentName, EmbedderDims, Pooling
+from bundle.manifest import ComponentName
 from runtime.encoders import Vectors, unit
 from runtime.feeds import Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.filled_prompt import FilledPrompt

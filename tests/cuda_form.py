@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from bundle.dims import DecoderDims
 from bundle.directory import Bundle, seal
-from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec
+from bundle.manifest import Component, Manifest, TensorSpec
 from bundle.states import State
 
 KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64} | {

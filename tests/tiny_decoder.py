@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from bundle import tensors
 from bundle.cache_scales import save_cache_scales
+from bundle.dims import DecoderDims
 from bundle.directory import Bundle, seal
-from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec, graph_name
+from bundle.manifest import Component, Manifest, TensorSpec, graph_name
 from bundle.states import CacheScheme
 from export.config import DecoderConfig
 from export.decoders.causal import CausalDecoder

@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle import tensors
+from bundle.dims import DualEncoderDims
 from bundle.directory import Bundle, sha256_of
 from bundle.errors import UnsupportedConfigError
 from bundle.golden import Recording, canary_image, canary_token_ids, check, save_golden
-from bundle.manifest import Component, ComponentName, DualEncoderDims, Role, TensorSpec
+from bundle.manifest import Component, ComponentName, Role, TensorSpec
 from export.adopted.exported import Exported, Scores, pooled
 from export.adopted.folder import ExportedGraphs
 from export.adopted.labels import label_layers

@@ -30,7 +30,7 @@ _MOST_RESIDUE = 1e-3
 
 @dataclass(frozen=True)
 class Scores:
-    """How cosines become scores, as `bundle.manifest.DualEncoderDims` has it."""
+    """How cosines become scores, as `bundle.dims.DualEncoderDims` has it."""
 
     scoring: Scoring
     scale: float

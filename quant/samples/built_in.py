@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from bundle.dims import DecoderDims
 from bundle.directory import Bundle
 from bundle.errors import ContextLengthError, PromptError
 from bundle.extras import install_line
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
-from bundle.manifest import DecoderDims
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.question import QuestionReader
 from quant.calibration.feeds import MOST_TILES, spread

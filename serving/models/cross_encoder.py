@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from bundle.dims import PairDims
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels
-from bundle.manifest import PairDims
 from bundle.text import Tokenizer
 from bundle.text_pairs import TextPairs
 from runtime.canary import check_canary

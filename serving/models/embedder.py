@@ -8,8 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from bundle.dims import Pooling
 from bundle.errors import ParameterError
-from bundle.manifest import InputType, Pooling
+from bundle.manifest import InputType
 from runtime.encoders import Vectors
 from runtime.filled_prompt import FilledPrompt
 from serving.models.prompted import PromptedModel

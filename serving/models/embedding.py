@@ -10,9 +10,9 @@ import numpy as np
 
 from bundle import tensors
 from bundle.data_experts import task_cosines
+from bundle.dims import DualEncoderDims
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
-from bundle.manifest import DualEncoderDims
 from bundle.similarity import similarity
 from bundle.text import TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from bundle.dims import VectorSizes
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
-from bundle.manifest import VectorSizes
 from bundle.text import Tokenizer
 from runtime.canary import check_canary
 from runtime.encoders import Vectors

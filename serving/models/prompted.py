@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bundle.dims import EmbedderDims, Pooling
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError
-from bundle.manifest import ComponentName, EmbedderDims, Pooling
+from bundle.manifest import ComponentName
 from bundle.prompt import Prompt, PromptBuilder, Turn
 from bundle.text import Tokenizer
 from runtime.canary import check_canary

@@ -41,7 +41,7 @@ class TextRows:
         max_tokens: Of a row, what stands around every text among them.
         pad_token_id: Fills shorter rows.
         pads_to_max: As `Tokenizer.encode_batch`.
-        replaced_tokens: As of `bundle.manifest.DualEncoderDims`; a text has one more at least.
+        replaced_tokens: As of `bundle.dims.DualEncoderDims`; a text has one more at least.
 
     Attributes:
         tokenizer: The model's.

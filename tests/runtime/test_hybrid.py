@@ -15,9 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bundle.dims import DecoderDims
 from bundle.directory import Bundle, seal
 from bundle.errors import SignatureError
-from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec
+from bundle.manifest import Component, Manifest, TensorSpec
 from bundle.states import State
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bundle.dims import DualEncoderDims
 from bundle.directory import open_bundle, read_manifest
 from bundle.errors import ContextLengthError, ImageError, OverloadedError, ParameterError
-from bundle.manifest import DualEncoderDims
 from bundle.text import TextBatch
 from serving.models import embedding
 from serving.models.embedding import EmbeddingModel, scores
