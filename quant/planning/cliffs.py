@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
 from bundle import tensors
 from bundle.errors import QuantizationError
 from bundle.manifest import BOTH, Dialect, Manifest, Target
+from graphs.lowering.cuda_kernels import require_operators
 from quant.planning.plan import Choice, ComponentPlan
 from quant.weights.matmul_nbits import INT8_ACTIVATIONS
 from quant.weights.matmul_nbits import refuse_cliffs as refuse_matmul_nbits
@@ -85,6 +90,17 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "
             "lacks; export the checkpoint with --dialect portable"
         )
+
+
+def refuse_graphs(graphs: Iterable[ir.Graph], dialect: Dialect, target: Target) -> None:
+    """Check the graphs of a bundle, not yet quantized, for what they cannot do where they are wanted.
+
+    Raises:
+        QuantizationError: One holds an operator that has no CUDA kernel, or whose kernel waits for the host.
+    """
+    if target == "cuda" and dialect == "contrib":
+        for graph in graphs:
+            require_operators(graph)
 
 
 def refuse_cliffs(plan: ComponentPlan, dialect: Dialect, target: Target) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
 from bundle.form import Form
-from quant.planning.cliffs import refuse_cliffs, refuse_target
+from quant.planning.cliffs import refuse_cliffs, refuse_graphs, refuse_target
 from quant.planning.plan import Choice, ComponentPlan, LayerPlan
 
 
@@ -64,3 +65,12 @@ def test_tensorrt_wants_the_portable_dialect(smolvlm_bundle: Path) -> None:
         refuse_target(manifest, "tensorrt")
     refuse_target(manifest.model_copy(update={"dialect": "portable"}), "tensorrt")
     refuse_target(manifest, "cuda")
+
+
+def test_only_graphs_of_cudas_form_want_its_kernels() -> None:
+    node = ir.node("LpNormalization", [ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))])
+    graph = ir.Graph(list(node.inputs), list(node.outputs), nodes=[node], name="text_encoder")
+    refuse_graphs([graph], "contrib", "cpu")
+    refuse_graphs([graph], "portable", "cuda")
+    with pytest.raises(QuantizationError, match="text_encoder holds operators that have no CUDA kernel"):
+        refuse_graphs([graph], "contrib", "cuda")
