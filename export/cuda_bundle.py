@@ -6,17 +6,23 @@ or both bundles, exports without a target and quantizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
 
 from bundle.directory import Bundle, open_bundle, seal, write_aside
 from bundle.manifest import Manifest
+from bundle.states import State
 from export.exporter import export_checkpoint
+from quant.planning.cliffs import refuse_graphs, refuse_ports
 from quant.planning.draft import Options
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
 
-_WEIGHTS = "fp16"
+_WEIGHTS: Final = "fp16"
+_TARGET: Final = "cuda"
 
 
 def export_for_cuda(
@@ -43,19 +49,27 @@ def export_for_cuda(
 
     Raises:
         CheckpointError: As `export.exporter.export_checkpoint`.
-        QuantizationError: A weight is beyond float16, or an operator has no CUDA kernel.
+        QuantizationError: A weight is beyond float16; or, told before a weight is read, the model has no form for CUDA.
         BundleError: `output` exists.
     """
     with write_aside(output, overwrite=overwrite) as aside:
         parent, made = aside.with_name("fp32"), aside.with_name("made")
-        exported = export_checkpoint(checkpoint, parent, name=name, decoder_gguf=decoder_gguf, progress=progress)
+        exported = export_checkpoint(
+            checkpoint, parent, name=name, decoder_gguf=decoder_gguf, refuse=_refuse, progress=progress
+        )
         variant = quantize_bundle(
             parent,
             made,
             weights=_WEIGHTS,
-            options=Options(target="cuda"),
+            options=Options(target=_TARGET),
             evaluation=samples(open_bundle(parent)) if samples else None,
             progress=progress,
         )
         made.rename(aside)
         return seal(aside, variant.model_copy(update={"name": exported.name}), unchanged=variant.files).manifest
+
+
+def _refuse(name: str, graphs: Sequence[ir.Graph], states: Sequence[State]) -> None:
+    inputs = {str(value.name) for graph in graphs for value in graph.inputs}
+    refuse_ports(name, inputs, states, _TARGET)
+    refuse_graphs(graphs, "contrib", _TARGET)

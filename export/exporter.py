@@ -74,6 +74,7 @@ def export_checkpoint(
     adapters: Mapping[str, Path] | None = None,
     embedding: EmbeddingOptions | None = None,
     overwrite: bool = False,
+    refuse: Callable[[str, Sequence[ir.Graph], Sequence[State]], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write the bundle of a Hugging Face checkpoint and return its manifest.
@@ -97,6 +98,7 @@ def export_checkpoint(
         adapters: Such folders by name, kept beside the weights of a decoder; a request chooses one.
         embedding: Make vectors, in the place of answers or beside them; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
+        refuse: Given name, graphs and states before a weight is read; raises where the caller has no use for them.
         progress: Called with a line at each step.
 
     Raises:
@@ -132,6 +134,12 @@ def export_checkpoint(
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
+    if refuse is not None:
+        refuse(
+            bundle_name,
+            [model.graph for model in models.values()],
+            [state for plan in plans.values() for state in plan.states],
+        )
     decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family)
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()

@@ -20,6 +20,7 @@ from runtime.graph import Array
 def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
     """Write the preprocessing that gives bytes, and the recorded runs with inputs as the variant takes them.
 
+    A graph that reads pairs takes the pixels that its parent's does: vision encoders alone normalise bytes themselves.
     Outputs stay those of the fp32 parent: a load compares with them.
 
     Args:
@@ -27,12 +28,13 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
         variant: Its inputs are those wanted.
         folder: Of the variant.
     """
-    if parent.manifest.sees:  # bytes, as docs/cuda-form.md says
+    components = {part.role: part for part in variant.components.values()}
+    image: ImageSpec | None = None
+    if "vision_encoder" in components:  # bytes, as docs/cuda-form.md says
         image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})
         (folder / PREPROCESSOR).write_text(image.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if GOLDEN not in parent.manifest.files:
         return
-    components = {part.role: part for part in variant.components.values()}
     recordings: dict[Role, Recording] = {}
     for role, recording in load_golden(parent.path(GOLDEN)).items():
         component = components[_role(role, components)]
@@ -74,11 +76,11 @@ def _role(name: str, components: Mapping[Role, Component]) -> Role:
     return next(role for role in components if role == name)
 
 
-def _inputs(component: Component, variant: Manifest, recording: Recording, image: ImageSpec) -> dict[str, Array]:
+def _inputs(component: Component, variant: Manifest, recording: Recording, image: ImageSpec | None) -> dict[str, Array]:
     """Return the inputs of a recorded run in the types and shapes of a component."""
     if component.role == "decoder":
         return _decoder_inputs(component, variant, recording)
-    if component.role == "vision_encoder":
+    if image is not None and component.role == "vision_encoder":
         return {component.inputs[0].name: image.preprocess([canary_image()]).groups[0][:1]}
     return recording.inputs
 

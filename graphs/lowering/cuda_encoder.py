@@ -13,6 +13,7 @@ from bundle import tensors
 from bundle.errors import QuantizationError
 from bundle.image import ImageSpec
 from graphs.half import SINGLE, halve, halve_inside
+from graphs.lowering.unit_lengths import spell_unit_lengths
 from graphs.store import add_initializer, drop_unused, make_node
 
 _BYTES = ir.DataType.UINT8
@@ -41,6 +42,7 @@ def lower_encoder_for_cuda(model: ir.Model, *, gives_half: bool) -> None:
         model: Of float32, its weights in codes or not.
         gives_half: Outputs stay float16; else they are float32 again.
     """
+    spell_unit_lengths(model.graph)
     if gives_half:
         halve(model.graph)
     else:

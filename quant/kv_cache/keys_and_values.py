@@ -83,7 +83,7 @@ def written_by(graph: ir.Graph, states: Sequence[State]) -> list[Written]:
     """Return what a decoder as it was exported writes into each of its states.
 
     Raises:
-        QuantizationError: Something other than GroupQueryAttention reads a state, or a layer reads another's.
+        QuantizationError: Something other than GroupQueryAttention reads a state.
     """
     found: dict[str, Written] = {}
     by_input = {state.input: state for state in states}
@@ -91,11 +91,6 @@ def written_by(graph: ir.Graph, states: Sequence[State]) -> list[Written]:
         if (node.domain, node.op_type) == (CONTRIB, ATTENTION):
             for at, past_at in _STATES:
                 value, past = node.inputs[at], node.inputs[past_at]
-                if past is not None and not past.is_graph_input():
-                    raise QuantizationError(
-                        f"{node.outputs[0].name} of {graph.name} reads {past.name}, which is another layer's; codes "
-                        "are built for caches that one layer reads. Leave --kv-cache out"
-                    )
                 if value is not None and past is not None and past.name in by_input:
                     state = by_input[past.name]
                     found[state.input] = Written(state, str(value.name), _partners(value, state.scale_shape[-1]))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import get_args
 
+import onnx_ir as ir
+
 from bundle import tensors
 from bundle.errors import MachineError, QuantizationError
 from bundle.manifest import Manifest, Target
 from bundle.states import CacheScheme, State
+from graphs.shared_rows import readers_of_others
 from runtime.operators import failure_of
 from runtime.providers import CPU
 
@@ -56,6 +59,19 @@ def coded_states(manifest: Manifest, scheme: str, target: Target) -> tuple[State
         return tuple(state.coded(known) for state in manifest.states)
     except ValueError as error:
         raise QuantizationError(f"--kv-cache {scheme}: {error}. Take int8") from error
+
+
+def require_own_rows(decoder: ir.Graph, scheme: str) -> None:
+    """Check that every layer of a decoder reads rows that it wrote itself: scales of codes are a layer's.
+
+    Raises:
+        QuantizationError: Some read another layer's.
+    """
+    if readers := readers_of_others(decoder):
+        raise QuantizationError(
+            f"--kv-cache {scheme}: {len(readers)} layers of the decoder read the rows of others, and codes are built "
+            "for rows that one layer reads. Leave --kv-cache out"
+        )
 
 
 def require_operators(scheme: CacheScheme) -> None:

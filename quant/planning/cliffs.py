@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
+
+import onnx_ir as ir
+
 from bundle import tensors
 from bundle.errors import QuantizationError
 from bundle.manifest import BOTH, Dialect, Manifest, Target
+from bundle.states import State
+from graphs.lowering.cuda_kernels import require_operators
+from graphs.shared_rows import readers_of_others
 from quant.planning.plan import Choice, ComponentPlan
 from quant.weights.matmul_nbits import INT8_ACTIVATIONS
 from quant.weights.matmul_nbits import refuse_cliffs as refuse_matmul_nbits
@@ -20,56 +27,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
     """Check that a bundle's graphs can run where they are wanted.
 
     Raises:
-        QuantizationError: TensorRT does not know ONNX Runtime's own operators; or heads are replaced, attention looks
-            forward, images go into a memory or are seen with a question, all of which is built for the CPU alone; or
-            sequences choose adapters, which have no form for CUDA.
+        QuantizationError: TensorRT does not know ONNX Runtime's own operators; or answers and vectors are of one
+            decoder, or vectors of one with states; or as `refuse_ports`.
     """
-    if target != "cpu" and (memory := [state.input for state in manifest.states if state.kind == "memory"]):
-        raise QuantizationError(
-            f"--target {target}: {manifest.name} keeps {', '.join(memory[:2])} of its images, of kind memory, which is "
-            "filled in a host's memory alone. Take --target cpu"
-        )
     inputs = {spec.name for part in manifest.components.values() for spec in part.inputs}
-    if target != "cpu" and tensors.SEEN_AROUND in inputs:
-        raise QuantizationError(
-            f"--target {target}: attention of {manifest.name} looks forward, which is built and measured on the CPU "
-            "alone; leave --target out"
-        )
-    if target != "cpu" and tensors.MEMORY_SEEN in inputs:
-        raise QuantizationError(
-            f"--target {target}: tokens of {manifest.name}'s answers see all of a prompt beyond their windows, which "
-            "is built and measured on the CPU alone; leave --target out"
-        )
-    if target == "cuda" and tensors.PER_LAYER_INPUTS in inputs:
-        raise QuantizationError(
-            f"--target cuda: layers of {manifest.name} read the caches of others, which is built and measured "
-            "on the CPU alone; leave --target out"
-        )
-    if target != "cpu" and tensors.HEAD_MASK in inputs:
-        raise QuantizationError(
-            f"{manifest.name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "
-            f"checkpoint without it for --target {target}"
-        )
-    if target == "cuda" and tensors.ADAPTERS in inputs:
-        raise QuantizationError(
-            f"--target cuda: {manifest.name} holds adapters that a request chooses, which have no form for CUDA yet; "
-            "take --target cpu, or merge one adapter with export --lora FOLDER"
-        )
-    if target != "cpu" and manifest.question is not None:
-        raise QuantizationError(
-            f"--target {target}: the vision encoder of {manifest.name} reads questions of any length beside images, "
-            "and its runs on a device have one size each. Take --target cpu"
-        )
-    if target != "cpu" and manifest.dual is not None and manifest.dual.regions:
-        raise QuantizationError(
-            f"--target {target}: the vision encoder of {manifest.name} reads any number of boxes beside images, and "
-            "its runs on a device have one size each. Take --target cpu"
-        )
-    if target != "cpu" and tensors.FULL_LAYERS in inputs:
-        raise QuantizationError(
-            f"{manifest.name} was exported with --skip-visual, which is for the CPU alone: how many rows a layer runs "
-            f"is not known before; export the checkpoint without it for --target {target}"
-        )
+    refuse_ports(manifest.name, inputs, manifest.states, target)
     if target != "cpu" and manifest.task == BOTH:
         raise QuantizationError(
             f"{manifest.name} answers and embeds by one decoder, which is for the CPU; export the checkpoint for "
@@ -85,6 +47,85 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "
             "lacks; export the checkpoint with --dialect portable"
         )
+
+
+def refuse_ports(name: str, inputs: Collection[str], states: Sequence[State], target: Target) -> None:
+    """Check that graphs can run where they are wanted, by what they take: a checkpoint's before it has a bundle.
+
+    Args:
+        name: Of the model.
+        inputs: Of all its graphs.
+        states: Of its decoder.
+        target: Where they are wanted.
+
+    Raises:
+        QuantizationError: Heads are replaced, attention looks forward, images go into a memory or are seen with a
+            question, all of which is built for the CPU alone; or sequences choose adapters, which have no form for
+            CUDA.
+    """
+    if target != "cpu" and (memory := [state.input for state in states if state.kind == "memory"]):
+        raise QuantizationError(
+            f"--target {target}: {name} keeps {', '.join(memory[:2])} of its images, of kind memory, which is "
+            "filled in a host's memory alone. Take --target cpu"
+        )
+    if target != "cpu" and tensors.SEEN_AROUND in inputs:
+        raise QuantizationError(
+            f"--target {target}: attention of {name} looks forward, which is built and measured on the CPU "
+            "alone; leave --target out"
+        )
+    if target != "cpu" and tensors.MEMORY_SEEN in inputs:
+        raise QuantizationError(
+            f"--target {target}: tokens of {name}'s answers see all of a prompt beyond their windows, which "
+            "is built and measured on the CPU alone; leave --target out"
+        )
+    if target == "cuda" and tensors.PER_LAYER_INPUTS in inputs:
+        raise QuantizationError(
+            f"--target cuda: layers of {name} read the caches of others, which is built and measured "
+            "on the CPU alone; leave --target out"
+        )
+    if target != "cpu" and tensors.HEAD_MASK in inputs:
+        raise QuantizationError(
+            f"{name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "
+            f"checkpoint without it for --target {target}"
+        )
+    if target == "cuda" and tensors.ADAPTERS in inputs:
+        raise QuantizationError(
+            f"--target cuda: {name} holds adapters that a request chooses, which have no form for CUDA yet; "
+            "take --target cpu, or merge one adapter with export --lora FOLDER"
+        )
+    if target != "cpu" and tensors.QUESTION_IDS in inputs:
+        raise QuantizationError(
+            f"--target {target}: the vision encoder of {name} reads questions of any length beside images, "
+            "and its runs on a device have one size each. Take --target cpu"
+        )
+    if target != "cpu" and tensors.BOXES in inputs:
+        raise QuantizationError(
+            f"--target {target}: the vision encoder of {name} reads any number of boxes beside images, and "
+            "its runs on a device have one size each. Take --target cpu"
+        )
+    if target != "cpu" and tensors.FULL_LAYERS in inputs:
+        raise QuantizationError(
+            f"{name} was exported with --skip-visual, which is for the CPU alone: how many rows a layer runs "
+            f"is not known before; export the checkpoint without it for --target {target}"
+        )
+
+
+def refuse_graphs(graphs: Iterable[ir.Graph], dialect: Dialect, target: Target) -> None:
+    """Check the graphs of a bundle, not yet quantized, for what they cannot do where they are wanted.
+
+    Raises:
+        QuantizationError: One holds an operator that has no CUDA kernel, or whose kernel waits for the host; or layers
+            read the rows of others.
+    """
+    if target != "cuda" or dialect != "contrib":
+        return
+    for graph in graphs:
+        if readers := readers_of_others(graph):
+            raise QuantizationError(
+                f"--target cuda: {len(readers)} layers of {graph.name} read the rows of others, which is built and "
+                "measured on the CPU alone; leave --target out"
+            )
+        require_operators(graph)
 
 
 def refuse_cliffs(plan: ComponentPlan, dialect: Dialect, target: Target) -> None:

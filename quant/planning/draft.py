@@ -13,9 +13,9 @@ from bundle.report import DecoderProfile
 from bundle.states import CacheScheme
 from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource
-from quant.kv_cache.refusals import coded_states
+from quant.kv_cache.refusals import coded_states, require_own_rows
 from quant.planning.bit_search import Found, search_bits
-from quant.planning.cliffs import refuse_target
+from quant.planning.cliffs import refuse_graphs, refuse_target
 from quant.planning.layer_runs import Timed, TimeLayers, time_layers
 from quant.planning.layer_times import LayerTimes, builtin_times, tuned_times
 from quant.planning.planner import Planner, Sites
@@ -121,6 +121,9 @@ def make_draft(
         raise QuantizationError(f"--block-size {options.block_size}: weights share a scale in blocks of {sizes}")
     refuse_target(manifest, options.target)
     graphs = {name: open_graph(bundle.graph_path(name)).graph for name in manifest.components}
+    refuse_graphs(graphs.values(), manifest.dialect, options.target)
+    if options.kv_cache is not None:
+        require_own_rows(graphs["decoder"], options.kv_cache)
     sites = survey_bundle(graphs)
     profile = _profile_of(asked, manifest, options)
     planner = Planner(manifest, asked, options.target, None, options.mix.prompt_tokens(manifest), options.block_size)

@@ -18,6 +18,8 @@ from bundle.text import TOKENIZER, Tokenizer
 from export.exporter import export_checkpoint
 from export.models.bridgetower import BridgeTower
 from export.models.vilt import Vilt
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
 from runtime.pair_encoder import Pair, PairEncoder
 from runtime.settings import RuntimeSettings
 
@@ -108,3 +110,16 @@ def test_what_is_not_built_of_vilt_is_refused(change: dict[str, Any], message: s
 def test_what_is_not_built_of_bridgetower_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedConfigError, match=message):
         BridgeTower({"vision_config": {}, "text_config": {}, **change})
+
+
+def test_a_variant_for_cuda_takes_the_pixels_that_its_parent_does(vilt_checkpoint: Path, tmp_path: Path) -> None:
+    """Its preprocessing gave bytes, which its graph does not take."""
+    export_checkpoint(vilt_checkpoint, tmp_path / "parent", name="tiny")
+    quantize_bundle(tmp_path / "parent", tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
+    scores = []
+    for bundle in (open_bundle(tmp_path / "parent"), open_bundle(tmp_path / "cuda", allow_ungated=True)):
+        spec, texts = ImageSpec.read(bundle.path(PREPROCESSOR)), Tokenizer.from_file(bundle.path(TOKENIZER))
+        row = texts.encode_batch(["a cat sits"], max_tokens=24, pad_token_id=0, pads_to_max=False)
+        pair = Pair(row, spec.preprocess([picture(70, 31)]).groups[0])
+        scores.append(PairEncoder(bundle, RuntimeSettings(intra_threads=1)).score([pair]))
+    np.testing.assert_allclose(scores[1], scores[0], atol=5e-3)  # of float16

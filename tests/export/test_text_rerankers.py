@@ -16,6 +16,8 @@ from bundle.errors import UnsupportedConfigError
 from bundle.text import TOKENIZER, Tokenizer
 from bundle.text_pairs import TextPairs
 from export.exporter import export_checkpoint
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
 from runtime.pair_encoder import Pair, PairEncoder
 from runtime.settings import RuntimeSettings
 
@@ -133,3 +135,15 @@ def test_a_tokenizer_that_tells_no_texts_apart_is_refused(rerankers: ModuleType,
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_input_names": ["input_ids", "attention_mask"]}))
     with pytest.raises(UnsupportedConfigError, match="has no token_type_ids, and the model has 2 of them"):
         export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
+
+
+def test_a_variant_for_cuda_reads_texts_alone(made: Any, tmp_path: Path) -> None:
+    _, parent = made("bert", 0)
+    quantize_bundle(parent.directory, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
+    variant = open_bundle(tmp_path / "cuda", allow_ungated=True)
+    texts = Tokenizer.from_file(parent.path(TOKENIZER))
+    row = texts.encode_batch(["what is a cat"], max_tokens=24, pad_token_id=0, pads_to_max=False)
+    expected, found = (
+        PairEncoder(each, RuntimeSettings(intra_threads=1)).score([Pair(row)]) for each in (parent, variant)
+    )
+    np.testing.assert_allclose(found, expected, atol=5e-3)  # of float16

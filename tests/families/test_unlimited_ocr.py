@@ -13,6 +13,7 @@ from bundle.errors import QuantizationError, SettingsError, UnsupportedConfigErr
 from bundle.prompt import Placeholder, Turn
 from bundle.reduced_prompt import reduced
 from export.architectures import load_family
+from export.cuda_bundle import export_for_cuda
 from export.exporter import export_checkpoint
 from export.processor import read_image_spec
 from quant.kv.needs import offered_policies
@@ -103,3 +104,11 @@ def test_what_would_lose_sight_of_the_prompt_is_refused(sample_of: Any, tmp_path
     portable = sample.bundle("portable").manifest
     with pytest.raises(SettingsError, match="beyond their windows"):
         profiles_of(portable, portable.components["decoder"], Limits(32, 2, 16, 2))
+
+
+def test_that_cuda_has_no_form_for_it_is_told_before_a_weight_is_read(sample_of: Any, tmp_path: Path) -> None:
+    told: list[str] = []
+    checkpoint = sample_of("unlimited_ocr", 0).checkpoint
+    with pytest.raises(QuantizationError, match="target cuda: tokens of tiny's answers"):
+        export_for_cuda(checkpoint, tmp_path / "cuda", name="tiny", progress=told.append)
+    assert told == ["building 3 graphs for unlimited_ocr"]

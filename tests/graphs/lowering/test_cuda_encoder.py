@@ -54,3 +54,15 @@ def test_bytes_are_normalised_as_the_reference_does(bundle_of) -> None:
     tile = np.repeat(every[:, None], 3, axis=1)[None]
     wanted = ((every[:, None] * spec.rescale_factor) - np.array(spec.mean)) / np.array(spec.std)
     np.testing.assert_allclose(tile[0] * scale[:, 0, 0] + shift[:, 0, 0], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_vectors_are_made_as_long_as_one_by_what_cuda_has(model_of, run, rng) -> None:
+    """LLM2CLIP's and MoDE's, whose LpNormalization has no kernel there."""
+    nodes = [("LpNormalization", ["x"], "y", {"axis": -1, "p": 2})]
+    model = model_of({"x": (ir.DataType.FLOAT, ["M", 8])}, nodes, {}, ["y"])
+    lower_encoder_for_cuda(model, gives_half=False)
+    x = rng.normal(size=(3, 8)).astype(np.float32) * np.array([[1e-3], [40], [0]], np.float32)
+    (found,) = run(model, x=x)
+    lengths = np.linalg.norm(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, x / np.where(lengths, lengths, 1), atol=2e-3)  # of float16, which has 11 bits
+    assert list(without_kernel(model.graph)) == []

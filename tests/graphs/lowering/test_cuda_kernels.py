@@ -8,7 +8,7 @@ from bundle.errors import QuantizationError
 from bundle.form import Form
 from graphs.half import halve
 from graphs.layers import find_linears
-from graphs.lowering.cuda_kernels import require_kernels, without_kernel
+from graphs.lowering.cuda_kernels import require_kernels, require_operators, without_kernel
 from graphs.lowering.decoder import lower_decoder
 from quant.weights.w8a8 import PerTokenInt8
 
@@ -37,6 +37,37 @@ def test_shapes_and_ids_are_passed_over(model_of) -> None:
     weights = {"a": np.array(1), "b": np.array(9)}
     model = model_of({"x": (ir.DataType.FLOAT16, ["M", 8])}, nodes, weights, ["y"])
     assert list(without_kernel(model.graph)) == []
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.FLOAT])
+@pytest.mark.parametrize(
+    "op_type", ["BatchNormalization", "CumSum", "Flatten", "GlobalAveragePool", "MaxPool", "Pad", "ReduceMin", "Resize"]
+)
+def test_what_towers_of_convolutions_are_made_of_has_a_kernel(model_of, op_type, dtype) -> None:
+    """FastVLM's, MobileCLIP's and CLIP's ResNets, which were refused without need."""
+    model = model_of({"x": (dtype, ["I", 8, 4, 4])}, [(op_type, ["x"], "y", {})], {}, ["y"])
+    require_operators(model.graph)
+    require_kernels(model.graph)
+
+
+def test_an_operator_without_any_kernel_is_told_before_work_is_done(model_of) -> None:
+    model = model_of({"x": (ir.DataType.FLOAT, ["M", 8])}, [("Celu", ["x"], "y", {})], {}, ["y"])
+    with pytest.raises(QuantizationError, match=r"--target cuda: \w+ holds operators .* no CUDA kernel: Celu.* Leave"):
+        require_operators(model.graph)
+
+
+def test_attention_that_will_be_of_float16_is_let_through(decoder_of) -> None:
+    require_operators(decoder_of().graph)
+
+
+def test_rows_sorted_by_what_their_tokens_are_cannot_be_captured(model_of) -> None:
+    """Mono-InternVL's feed-forwards: a captured run cannot wait for a count."""
+    nodes = [("NonZero", ["marks"], "places", {}), ("Relu", ["x"], "y", {})]
+    inputs = {"marks": (ir.DataType.BOOL, ["M"]), "x": (ir.DataType.FLOAT, ["M", 8])}
+    with pytest.raises(
+        QuantizationError, match=r"sorts rows .* 1 times a run, .*\(NonZero\), which a captured run cannot"
+    ):
+        require_operators(model_of(inputs, nodes, {}, ["y", "places"]).graph)
 
 
 def test_queries_that_grow_by_a_logarithm_have_a_kernel(model_of) -> None:

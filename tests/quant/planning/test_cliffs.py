@@ -3,12 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
 from bundle.form import Form
-from quant.planning.cliffs import refuse_cliffs, refuse_target
+from quant.kv_cache.refusals import require_own_rows
+from quant.planning.cliffs import refuse_cliffs, refuse_graphs, refuse_target
 from quant.planning.plan import Choice, ComponentPlan, LayerPlan
 
 
@@ -64,3 +66,29 @@ def test_tensorrt_wants_the_portable_dialect(smolvlm_bundle: Path) -> None:
         refuse_target(manifest, "tensorrt")
     refuse_target(manifest.model_copy(update={"dialect": "portable"}), "tensorrt")
     refuse_target(manifest, "cuda")
+
+
+def test_only_graphs_of_cudas_form_want_its_kernels() -> None:
+    node = ir.node("Celu", [ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))])
+    graph = ir.Graph(list(node.inputs), list(node.outputs), nodes=[node], name="text_encoder")
+    refuse_graphs([graph], "contrib", "cpu")
+    refuse_graphs([graph], "portable", "cuda")
+    with pytest.raises(QuantizationError, match="text_encoder holds operators that have no CUDA kernel"):
+        refuse_graphs([graph], "contrib", "cuda")
+
+
+@pytest.mark.parametrize("past", ["past.0.key", "present.0.key"])
+def test_layers_that_read_the_rows_of_others_are_told_before_work_is_done(past) -> None:
+    states = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in ("past.0.key", "past.0.value")]
+    first = ir.node("GroupQueryAttention", [None, None, None, *states], domain="com.microsoft", num_outputs=3)
+    given = {"past.0.key": states, "present.0.key": first.outputs[1:]}[past]
+    second = ir.node("GroupQueryAttention", [None, None, None, *given], domain="com.microsoft", num_outputs=3)
+    graph = ir.Graph(states, list(second.outputs), nodes=[first, second], name="decoder")
+    for check in (lambda: refuse_graphs([graph], "contrib", "cuda"), lambda: require_own_rows(graph, "int8")):
+        if past == "past.0.key":
+            check()
+        else:
+            with pytest.raises(
+                QuantizationError, match=r"(--target cuda|--kv-cache int8): 1 layers of .* rows of others"
+            ):
+                check()
