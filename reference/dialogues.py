@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from reference import photographs
 from reference.batches import VISUAL_TOKENS, Batch, Sequence, batched
@@ -83,6 +83,8 @@ class Mix:
         text_first: The first question comes before the image.
         earlier: Of the others, one question and its answer come before the rest.
         greeted: Of all with images, a greeting and its answer come before these.
+        pictures: Kinds of questions that single pictures are made for, by weight.
+        kinds: Kinds of questions that are asked about them, by weight.
     """
 
     photograph: float = 0.12
@@ -91,12 +93,34 @@ class Mix:
     text_first: float = 0.25
     earlier: float = 0.0
     greeted: float = 0.0
+    pictures: Mapping[str, int] = dataclasses.field(default_factory=lambda: KIND_WEIGHTS)
+    kinds: Mapping[str, int] = dataclasses.field(default_factory=lambda: KIND_WEIGHTS)
 
 
 REAL_MIX = Mix()
 """For a decoder that is frozen, and knows how to converse."""
-SMALL_MIX = Mix(photograph=0.1, several=0.1, no_image=0.05, earlier=0.3, greeted=0.06)
+SMALL_MIX = Mix(
+    photograph=0.1,
+    several=0.1,
+    no_image=0.05,
+    earlier=0.3,
+    greeted=0.06,
+    pictures=KIND_WEIGHTS | {"relation": 24},
+    kinds=KIND_WEIGHTS | {"relation": 30, "where": 20},
+)
 """For a decoder that knows nothing else."""
+READING_MIX = Mix(
+    photograph=0.0,
+    several=0.0,
+    pictures={"text": 3, "digit": 1},
+    kinds={"text": 8, "digit": 8, "colour": 1, "describe": 2},
+)
+"""Words and digits, for the same: a picture has one word and many shapes, so that few letters are learnt otherwise."""
+PLACES_MIX = Mix(
+    photograph=0.0, several=0.0, pictures={"relation": 1}, kinds={"relation": 12, "where": 5, "count": 2, "describe": 1}
+)
+"""Where shapes stand, for the same: of all that is asked it is learnt last, and hardly ever from a few questions."""
+
 _GREETING_SHARE = 0.5  # of what is said where no picture is shown
 _OF_ONE = ("colour", "shape", "count", "exist", "where", "relation", "describe")
 NO_IMAGE = "I see no picture yet. Please show me one."
@@ -149,9 +173,9 @@ def sample(seed: int, num_questions: int, mix: Mix = REAL_MIX) -> Sample:
     if draw < mix.photograph + mix.several:
         return _several(rng, seed, num_questions, mix)
     while True:
-        kind = rng.choices(list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()))[0]
+        kind = rng.choices(list(mix.pictures), weights=list(mix.pictures.values()))[0]
         picture = picture_for(kind, rng, TRAINING)
-        asked = list(enquiries(picture, rng, KIND_WEIGHTS, num_questions))
+        asked = list(enquiries(picture, rng, mix.kinds, num_questions))
         if asked:
             return _with_turns(Sample((picture,), seed, tuple(asked)), rng, mix)
 
@@ -261,16 +285,25 @@ class _Writer:
         """Add a text that is not learnt from a position on; return the position after it."""
         return self.sequence.add(self._encode(text), segment, position)
 
-    def add_answer(self, text: str, segment: int, position: int, kind: str) -> int:
+    def add_answer(self, text: str, segment: int, position: int, asked: Enquiry) -> int:
         """Add a text that is learnt."""
         tokens, start = spelt(text, self._encode), len(self.sequence.tokens)
-        self.sequence.learnt.append((kind, start, start + len(tokens)))
+        self.sequence.learnt.append((asked.kind, start, start + len(tokens)))
+        self.sequence.deciding |= {start + at for at in self._deciding(text, asked)}
         return self.sequence.add(tokens, segment, position)
+
+    def _deciding(self, text: str, asked: Enquiry) -> Iterator[int]:
+        """Yield which tokens of an answer say its keys, the last place of each."""
+        for key in asked.keys:
+            before, found, _ = text.rpartition(f" {key}")
+            if found:
+                first = len(spelt(before, self._encode))
+                yield from range(first, first + len(spelt(found, self._encode)))
 
     def add_turn(self, prompt: str, turn: Enquiry, template: Template, position: int) -> int:
         """Add an earlier turn, which all see: a prompt and the answer, which is learnt."""
         answer = f"{template.answer_gap}{turn.answer}{template.end}"
-        return self.add_answer(answer, 0, self.add(prompt, 0, position), turn.kind)
+        return self.add_answer(answer, 0, self.add(prompt, 0, position), turn)
 
 
 def _sequence(sample: Sample, template: Template, encode: Encoder, max_tokens: int) -> Sequence:
@@ -295,7 +328,7 @@ def _sequence(sample: Sample, template: Template, encode: Encoder, max_tokens: i
         if len(writer.sequence.tokens) + len(encode(question)) + len(spelt(answer, encode)) > max_tokens:
             break
         position = writer.add(question, number, shared_end)
-        writer.add_answer(answer, number, position, enquiry.kind)
+        writer.add_answer(answer, number, position, enquiry)
     return writer.sequence
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from reference.drawing import SHAPES
 from reference.pictures import COLOURS, Item, Looks, Picture, random_word, sample
@@ -273,7 +273,7 @@ def _picture_for(kind: str, rng: random.Random, looks: Looks) -> Picture:
     return sample(rng, looks, num_shapes=rng.choice((1, 1, 2, 2, 3, 4, 5)))
 
 
-def enquiries(picture: Picture, rng: random.Random, kinds: dict[str, int], num: int) -> Iterator[Enquiry]:
+def enquiries(picture: Picture, rng: random.Random, kinds: Mapping[str, int], num: int) -> Iterator[Enquiry]:
     """Yield up to `num` different training questions about a picture, of kinds drawn by weight."""
     asker, asked = Asker(picture, rng, is_held_out=False), set()
     for kind in rng.choices(list(kinds), weights=list(kinds.values()), k=3 * num):

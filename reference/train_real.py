@@ -38,6 +38,7 @@ from reference.real.tower import Labels, Sights, Tower, pixels_of, said_loss
 from reference.real.wheel import real_gguf
 from reference.shipping import save_vision
 from reference.training import MasterWeights, Run, Schedule, attention_of, graded
+from reference.vlm_model import place_loss
 
 STAGES = {"symbols": 0.25, "tower": 0.25, "say": 0.05, "joint": 0.45}
 """With the share of the time that `--seconds` gives each."""
@@ -53,7 +54,7 @@ TOWER = {
 HERE = pathlib.Path(__file__).parent
 _SEED = 20261126
 _BLANK_WORD = "\n"
-ADAMW_NAMES = ("embed", "head")
+ADAMW_NAMES, EVERY_NAME = ("embed", "head"), ("",)
 _JOINT_SEEDS = 1 << 35  # where the samples of stage "joint" begin
 _CONNECTING_BATCHES, _CONNECTING_IMAGES = 12, 32  # for the connector's first matrix
 _SAID_SHARE, _DENSE_SHARE = 0.3, 0.2  # of the loss, beside what a stage is for
@@ -95,7 +96,7 @@ def train_symbols(
     symbols: Symbols, decoder: FrozenDecoder, encode: dialogues.Encoder, args: argparse.Namespace
 ) -> None:
     """Train the tables in place, through the decoder."""
-    masters = MasterWeights(symbols, args.symbols_lr, ("",))
+    masters = MasterWeights(symbols, args.symbols_lr, EVERY_NAME)
     schedule = Schedule(args.symbols_steps, args.symbols_minutes, warmup_steps=20)
     run = Run(args.work, "symbols", schedule, (masters,), args.save_every_s)
     progress = Progress(run, args.log_every)
@@ -108,15 +109,30 @@ def train_symbols(
     run.save()
 
 
-def train_tower(tower: Tower, args: argparse.Namespace, said_share: float = 1.0) -> None:
-    """Train the tower in place, on labels; `said_share` as in `Tower.loss`."""
-    masters = MasterWeights(tower, args.lr, ADAMW_NAMES)
-    run = Run(args.work, "tower", Schedule(args.tower_steps, args.tower_minutes), (masters,), args.save_every_s)
+def train_tower(
+    tower: Tower, args: argparse.Namespace, said_share: float = 1.0, places: torch.nn.Linear | None = None
+) -> None:
+    """Train the tower in place, on labels.
+
+    Args:
+        tower: Of any sizes.
+        args: The command line.
+        said_share: As in `Tower.loss`.
+        places: Reads from visual tokens where each stands, and is trained beside the tower: a decoder that reads the
+            tokens already goes on finding places in them.
+    """
+    masters = [MasterWeights(tower, args.lr, ADAMW_NAMES)]
+    if places is not None:
+        masters.append(MasterWeights(places, args.lr, EVERY_NAME))
+    run = Run(args.work, "tower", Schedule(args.tower_steps, args.tower_minutes), tuple(masters), args.save_every_s)
     progress = Progress(run, args.log_every)
     batches = sights(run, args)
     while not run.is_over:
         pixels, labels = next(batches)
-        loss, facts = tower.loss(tower.sight(pixels), labels, said_share)
+        sight = tower.sight(pixels)
+        loss, facts = tower.loss(sight, labels, said_share)
+        if places is not None:
+            loss = loss + place_loss(places, tower.features(sight))
         loss.backward()
         progress.advance(facts)
     run.save()

@@ -15,7 +15,9 @@ stage. On a GPU, with 16 cores that draw:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -25,26 +27,31 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from reference import dialogues, tokenizer, vlm_model
-from reference.real.tower import Tower
+from reference.real.tower import Labels, Tower
 from reference.shipping import save_vlm
-from reference.train_real import ADAMW_NAMES, Looked, Progress, encoder, recall, train_tower
+from reference.train_real import ADAMW_NAMES, EVERY_NAME, Looked, Progress, encoder, recall, train_tower
 from reference.train_vlm import SEED, Decoder
 from reference.training import MasterWeights, Run, Schedule, attention_of, graded
 
 HERE = pathlib.Path(__file__).parent
 STAGES = ("tower", "language")
+_CORPUS_MIX = dataclasses.replace(dialogues.SMALL_MIX, pictures=dialogues.KIND_WEIGHTS, kinds=dialogues.KIND_WEIGHTS)
+"""Of what the tokenizer is learnt from: words in capitals, and figures, need no tokens of their own."""
 _CORPUS_SAMPLES = 10_000
 _VOCABULARY_TOKENS = 1024
-_STILL_TOWER_SHARE = 0.15  # of the stage; the tower's gradients are noise until the decoder reads it
+_READING_QUESTIONS = 3  # a sequence, at most
+_READING_SEEDS, _PLACES_SEEDS = 1 << 36, 1 << 37  # where these samples begin
+_STILL_TOWER_SHARE = 0.06  # of the stage; the tower's gradients are noise until the decoder reads it
 _TOWER_LR_SHARE = 0.3
-_DENSE_SHARE = 0.1  # of the loss
+_DENSE_SHARE = 0.3  # of the loss
+_PLACE_SHARE = 0.1  # of the loss
 _SAID_SHARE = 0.4  # of the dense loss: this decoder learns to look for itself
 
 
 def sentences() -> Iterator[str]:
     """Yield what the tokenizer is learnt from."""
     for seed in range(_CORPUS_SAMPLES):
-        drawn = dialogues.sample(seed, 8, dialogues.SMALL_MIX)
+        drawn = dialogues.sample(seed, 8, _CORPUS_MIX)
         for enquiry in (*drawn.before, *drawn.asked):
             yield f"User:{enquiry.question}"
             yield f"User: {enquiry.question}\nAssistant: {enquiry.answer}\n"
@@ -89,26 +96,46 @@ def train_language(
     masters = MasterWeights(Decoder(model), args.lr, ("embed_tokens", "lm_head"))
     tower_masters = MasterWeights(tower, args.lr * _TOWER_LR_SHARE, ADAMW_NAMES)
     schedule = Schedule(args.language_steps, args.language_minutes, warmup_steps=100)
-    run = Run(args.work, "language", schedule, (masters, tower_masters), args.save_every_s)
+    places = vlm_model.make_place_head().to(model.device)
+    place_masters = MasterWeights(places, args.lr, EVERY_NAME)
+    run = Run(args.work, "language", schedule, (masters, tower_masters, place_masters), args.save_every_s)
     progress, encode = Progress(run, args.log_every), encoder(tokens)
-    packed = functools.partial(dialogues.pack, template=dialogues.SMALL, encode=encode, max_tokens=args.sequence_tokens)
     device = torch.device(args.device)
-    stream = Looked(args.batch, args.questions, run.step * args.batch, packed, dialogues.SMALL_MIX)
-    batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
+    batches = _batches(encode, run.step, args)
     while not run.is_over:
         drawn, seen, batch = next(batches)
         pixels, labels = drawn.to(device), seen.to(device)
         is_still = run.progress < _STILL_TOWER_SHARE
         with torch.set_grad_enabled(not is_still):
             sight = tower.sight(pixels)
-        loss, facts = graded(_logits(model, tower.features(sight), batch), batch)
+        features = tower.features(sight)
+        loss, facts = graded(_logits(model, features, batch), batch)
         dense, _ = tower.loss(sight, labels, _SAID_SHARE)
-        (loss + _DENSE_SHARE * dense).backward()
-        progress.advance({"dense": dense.detach(), **facts})
+        place = vlm_model.place_loss(places, features)
+        (loss + _DENSE_SHARE * dense + _PLACE_SHARE * place).backward()
+        progress.advance({"dense": dense.detach(), "place": place.detach(), **facts})
     run.save()
     weights = {name if name.startswith("lm_head") else f"model.{name}": w for name, w in masters.weights().items()}
     weights |= {f"model.{name}": w for name, w in tower_masters.weights().items() if not name.startswith("head.")}
     save_vlm({name: weight.cpu() for name, weight in weights.items()}, model, tokens, args.out)
+
+
+def _batches(
+    encode: dialogues.Encoder, step: int, args: argparse.Namespace
+) -> Iterator[tuple[torch.Tensor, Labels, dialogues.Batch]]:
+    """Yield batches from a step on, by turns: conversations, twice as many short ones about words and digits, sides."""
+    streams = (
+        (dialogues.SMALL_MIX, args.batch, args.questions, args.sequence_tokens, 0),
+        (dialogues.READING_MIX, 2 * args.batch, _READING_QUESTIONS, args.sequence_tokens // 2, _READING_SEEDS),
+        (dialogues.PLACES_MIX, args.batch, args.questions, args.sequence_tokens, _PLACES_SEEDS),
+    )
+    loaders = []
+    for mix, batch, questions, tokens, first in streams:
+        packed = functools.partial(dialogues.pack, template=dialogues.SMALL, encode=encode, max_tokens=tokens)
+        stream = Looked(batch, questions, first + step * batch, packed, mix)
+        loaders.append(iter(DataLoader(stream, batch_size=None, num_workers=args.workers)))
+    for loader in itertools.cycle(loaders):
+        yield next(loader)
 
 
 def _logits(model: SmolVLMForConditionalGeneration, features: torch.Tensor, batch: dialogues.Batch) -> torch.Tensor:
@@ -157,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     model.set_attn_implementation(attention_of(model.device))
     tower = Tower(model).to(model.device)
     if "tower" in args.stages:
-        train_tower(tower, args, _SAID_SHARE)
+        train_tower(tower, args, _SAID_SHARE, vlm_model.make_place_head().to(model.device))
     if "language" in args.stages:
         recall(args.work / "tower.pt", tower)
         train_language(model, tower, tokens, args)

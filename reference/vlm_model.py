@@ -84,18 +84,31 @@ def image_features(model: SmolVLMForConditionalGeneration, pixels: torch.Tensor)
     return model.model.connector(hidden)
 
 
+def make_place_head() -> nn.Linear:
+    """Return what `place_loss` reads places by."""
+    return nn.Linear(HIDDEN, 2 * _CELLS)
+
+
+def place_loss(head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each token's column and row, from features [I, 64, D].
+
+    What a patch shows does not depend on where it is, so nothing else would keep the place in the features; the
+    decoder needs it to say left or right, and to read letters in their order.
+    """
+    logits = head(features).float().view(-1, _CELLS, _CELLS, 2, _CELLS)
+    own = torch.arange(_CELLS, device=logits.device).expand(len(logits), _CELLS, _CELLS)  # [I, row, column] -> column
+    columns = functional.cross_entropy(logits[:, :, :, 0].flatten(0, 2), own.flatten())
+    return columns + functional.cross_entropy(logits[:, :, :, 1].flatten(0, 2), own.transpose(1, 2).flatten())
+
+
 class DenseHead(nn.Module):
     """Reads from each visual token what its four patches show."""
 
     def __init__(self) -> None:
-        """Make one linear layer for all planes of `layout.dense_labels`, and one for the token's column and row.
-
-        What a patch shows does not depend on where it is, so nothing else would keep the place in the features; the
-        decoder needs it to say left or right.
-        """
+        """Make one linear layer for all planes of `layout.dense_labels`, and one for the token's column and row."""
         super().__init__()
         self.dense_head = nn.Linear(HIDDEN, SCALE_FACTOR**2 * sum(_PLANES))
-        self.place_head = nn.Linear(HIDDEN, 2 * _CELLS)
+        self.place_head = make_place_head()
 
     def forward(self, features: torch.Tensor) -> list[torch.Tensor]:
         """Return per plane the logits [I, 64, 4, classes], float32, of features [I, 64, D]."""
@@ -108,13 +121,6 @@ class DenseHead(nn.Module):
         half = GRID // SCALE_FACTOR
         cells = labels.view(-1, len(_PLANES), half, SCALE_FACTOR, half, SCALE_FACTOR)
         return cells.permute(0, 1, 2, 4, 3, 5).reshape(-1, len(_PLANES), half * half, SCALE_FACTOR**2)
-
-    def place_loss(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy of each token's column and row, from features [I, 64, D]."""
-        logits = self.place_head(features).float().view(-1, _CELLS, _CELLS, 2, _CELLS)
-        own = torch.arange(_CELLS).expand(len(logits), _CELLS, _CELLS)  # [I, row, column] -> column
-        columns = functional.cross_entropy(logits[:, :, :, 0].flatten(0, 2), own.flatten())
-        return columns + functional.cross_entropy(logits[:, :, :, 1].flatten(0, 2), own.transpose(1, 2).flatten())
 
     def loss(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the weighted cross-entropy and accuracies over patches that show something.
@@ -134,7 +140,7 @@ class DenseHead(nn.Module):
             scale = torch.where(target > 0, _CENTRE_WEIGHT, 1.0) * weight if plane == 3 else weight
             total = total + share * (each * scale).sum() / scale.sum()
             correct.append(logits.argmax(-1) == target)
-        place = self.place_loss(features)
+        place = place_loss(self.place_head, features)
         total = total + _PLACE_SHARE * place
         first_digit = len(KIND_CLASSES) - 10
         kinds = targets[:, 0]

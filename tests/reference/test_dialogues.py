@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import random
@@ -101,6 +102,25 @@ def test_what_is_learnt_is_the_answer_and_its_end() -> None:
         assert learnt == f"{enquiry.answer}<|im_end|>"
     successors = [batch.ids[b, t + 1] for b, t in batch.rows]
     assert batch.targets.tolist() == successors
+
+
+def test_what_makes_an_answer_right_weighs_more_than_the_words_around_it() -> None:
+    encode = lambda text: [ord(letter) for letter in text]  # noqa: E731
+    sample = next(
+        s
+        for s in _samples("alone", dialogues.READING_MIX)
+        if s.asked[0].answer == f"The text says {s.asked[0].keys[0]}."
+    )
+    batch = dialogues.pack([dataclasses.replace(sample, asked=sample.asked[:1])], dialogues.SMALL, encode, _LONG)
+    heavy = batch.weights > batch.weights.min()
+    assert "".join(map(chr, batch.targets[heavy])) == f" {sample.asked[0].keys[0]}"
+    assert batch.weights.max() == pytest.approx(4 * batch.weights.min())
+
+
+def test_words_and_digits_are_asked_about_in_samples_made_for_them() -> None:
+    samples = [dialogues.sample(seed, 3, dialogues.READING_MIX) for seed in range(40)]
+    kinds = [enquiry.kind for s in samples for enquiry in (*s.before, *s.asked)]
+    assert kinds.count("text") + kinds.count("digit") > 30
 
 
 def test_questions_that_do_not_fit_are_left_out() -> None:
