@@ -118,8 +118,8 @@ def train_tower(
         tower: Of any sizes.
         args: The command line.
         said_share: As in `Tower.loss`.
-        places: Reads from visual tokens where each stands, and is trained beside the tower: a decoder that reads the
-            tokens already goes on finding places in them.
+        places: Reads from visual tokens where each stands, and is trained beside a tower whose head reads these too: a
+            decoder that knows the tokens goes on finding places in them.
     """
     masters = [MasterWeights(tower, args.lr, ADAMW_NAMES)]
     if places is not None:
@@ -129,10 +129,10 @@ def train_tower(
     batches = sights(run, args)
     while not run.is_over:
         pixels, labels = next(batches)
-        sight = tower.sight(pixels)
-        loss, facts = tower.loss(sight, labels, said_share)
+        seen = tower.sight(pixels) if places is None else tower.features(tower.sight(pixels))
+        loss, facts = tower.loss(seen, labels, said_share)
         if places is not None:
-            loss = loss + place_loss(places, tower.features(sight))
+            loss = loss + place_loss(places, seen)
         loss.backward()
         progress.advance(facts)
     run.save()

@@ -110,7 +110,7 @@ def train_language(
             sight = tower.sight(pixels)
         features = tower.features(sight)
         loss, facts = graded(_logits(model, features, batch), batch)
-        dense, _ = tower.loss(sight, labels, _SAID_SHARE)
+        dense, _ = tower.loss(features, labels, _SAID_SHARE)
         place = vlm_model.place_loss(places, features)
         (loss + _DENSE_SHARE * dense + _PLACE_SHARE * place).backward()
         progress.advance({"dense": dense.detach(), "place": place.detach(), **facts})
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     start_from(args.start, model, tokens)
     model.to(torch.device(args.device))
     model.set_attn_implementation(attention_of(model.device))
-    tower = Tower(model).to(model.device)
+    tower = Tower(model, reads_tokens=True).to(model.device)
     if "tower" in args.stages:
         train_tower(tower, args, _SAID_SHARE, vlm_model.make_place_head().to(model.device))
     if "language" in args.stages:

@@ -145,12 +145,20 @@ def _shown(rng: random.Random) -> Picture | int:
 class Tower(nn.Module):
     """What is trained and shipped (`vision_model`, `connector`), and the head of the first stages."""
 
-    def __init__(self, model: SmolVLMForConditionalGeneration) -> None:
-        """Borrow tower and connector from a whole model."""
+    def __init__(self, model: SmolVLMForConditionalGeneration, *, reads_tokens: bool = False) -> None:
+        """Borrow tower and connector from a whole model.
+
+        Args:
+            model: Of any sizes.
+            reads_tokens: The head reads visual tokens, which then hold what it is taught; else what they are made of,
+                and the connector is free to say it in the words of a decoder that is frozen.
+        """
         super().__init__()
         self.vision_model = model.model.vision_model
         self.connector = model.model.connector
-        self.head = nn.Linear(self.vision_model.config.hidden_size * SCALE_FACTOR**2, sum(map(sum, _SIDES.values())))
+        of_sight = self.vision_model.config.hidden_size * SCALE_FACTOR**2
+        width = model.config.text_config.hidden_size if reads_tokens else of_sight
+        self.head = nn.Linear(width, sum(map(sum, _SIDES.values())))
 
     def sight(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the connector's matrix is given, [I, 64, 512], of pixels [I, 128, 128, 3] uint8."""
@@ -164,17 +172,17 @@ class Tower(nn.Module):
         return self.connector.modality_projection(sight)
 
     def loss(
-        self, sight: torch.Tensor, labels: Labels, said_share: float = 1.0
+        self, seen: torch.Tensor, labels: Labels, said_share: float = 1.0
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the cross-entropy of labels, and how often they are right where something is said or shown.
 
         Args:
-            sight: [I, 64, 512].
+            seen: [I, 64, S], visual tokens or sights, whichever the head reads.
             labels: Of the same images.
             said_share: Weight of what is said about whole images.
         """
         said, here, patches, photograph = (
-            self.head(sight).float().split([sum(sizes) for sizes in _SIDES.values()], dim=-1)
+            self.head(seen).float().split([sum(sizes) for sizes in _SIDES.values()], dim=-1)
         )
         losses, facts = [], {}
         is_picture = (labels.photograph < 0).float()[:, None]
