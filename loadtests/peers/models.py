@@ -44,7 +44,10 @@ _QUANTIZED = {
     "siglip-int8": ("siglip-fp32", ("--weights", "int8-rtn")),
     "clip-int8": ("clip-fp32", ("--weights", "int8-rtn")),
 }
-"""Bundle -> parent and options of `pocketvlm quantize`: rounded to nearest, for calibration changes no speed."""
+"""Bundle -> parent and options of `pocketvlm quantize`: rounded to nearest.
+
+Calibrated names take longer on a real decoder: docs/decisions/0011-loud-channels.md.
+"""
 
 
 class Models:
