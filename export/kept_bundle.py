@@ -68,7 +68,7 @@ def export_kept(
     started, say = time.monotonic(), progress or (lambda line: None)
     folder, _ = located(str(checkpoint), say)
     family = load_family(with_its_tower(Checkpoint.open(folder), lambda line: None).config)
-    tensors = _tensors(family, decoder_gguf)
+    tensors = _tensors(family, folder, decoder_gguf)
     if check is not None:
         bits = {KEPT_KINDS.get(tensor.kind.name) for tensor in tensors.values()} - {None}
         check(family, "int8" if bits == {8} else MIXED)
@@ -88,9 +88,9 @@ def limits_row(kept: Manifest) -> str:
     return "int8" if held == {"int8-weight-only"} else MIXED
 
 
-def _tensors(family: Family, file: Path) -> dict[str, GgufTensor]:
+def _tensors(family: Family, checkpoint: Path, file: Path) -> dict[str, GgufTensor]:
     """Return the file's tensors by the names of the graphs' weights, a tied one under both."""
-    found = read_decoder(file, family)
+    found = read_decoder(file, family, checkpoint)
     kinds = Counter(tensor.kind.name for tensor in found.values())
     if not kinds.keys() & set(KEPT_KINDS):
         raise UnsupportedConfigError(
