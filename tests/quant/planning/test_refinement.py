@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from bundle.directory import Bundle, open_bundle, read_manifest, seal
 from bundle.form import Form
+from export.exporter import export_checkpoint
 from graphs.store import open_graph, save_graph
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
@@ -57,7 +59,11 @@ def test_channels_that_never_spoke_make_no_input_loud() -> None:
 @pytest.fixture
 def loud_bundle(smolvlm_bundle: Path, tmp_path: Path) -> Bundle:
     """A bundle one of whose norms makes one channel loud."""
-    folder = Path(shutil.copytree(smolvlm_bundle, tmp_path / "loud"))
+    return with_a_loud_channel(smolvlm_bundle, tmp_path)
+
+
+def with_a_loud_channel(bundle: Path, tmp_path: Path) -> Bundle:
+    folder = Path(shutil.copytree(bundle, tmp_path / "loud"))
     parent = read_manifest(folder)
     model = open_graph(folder / "decoder.onnx")
     (fold, *_) = find_folds(model.graph)
@@ -98,6 +104,29 @@ def test_blocks_keep_loud_inputs_in_float_instead(loud_bundle: Bundle, samples: 
     first = next(layer.choice.form for layer in plan.layers if layer.name.endswith("layers.0.self_attn.q_proj.weight"))
     assert first == Form(4, 32, "gptq-zeros", 8)
     assert any("layers keep their loudest 8 inputs in float" in line for line in told)
+
+
+def test_whole_blocks_store_loud_inputs_twice_and_lose_less_than_rounding_to_nearest(
+    checkpoints: ModuleType, samples: Evaluation, tmp_path: Path
+) -> None:
+    """What `int4` is on the CPU wherever layers are as wide as blocks are; those of other tests are not."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    checkpoints.save_smolvlm(tmp_path / "checkpoint", checkpoints.smolvlm_config(sizes))
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
+    loud = with_a_loud_channel(tmp_path / "bundle", tmp_path)
+    cosines = {}
+    for weights in ("int4", "int4-rtn"):
+        options = Options(block_size=32)
+        made = quantize_bundle(
+            loud.directory, tmp_path / weights, weights=weights, options=options, calibration=samples
+        )
+        (cosines[weights],) = (gate.value for gate in made.gates if gate.name.startswith("canary_cosine/decoder"))
+    _, found, _ = refined(loud, "int4", samples)
+    forms = {layer.name: layer.choice.form for layer in found.plans["decoder"].layers}
+    (queries,) = (form for name, form in forms.items() if name.endswith("layers.0.self_attn.q_proj.weight"))
+    assert queries == Form(4, 32, "gptq-coded", doubled_inputs=32)
+    assert cosines["int4"] > 0.97
+    assert 1 - cosines["int4"] < 0.5 * (1 - cosines["int4-rtn"]), cosines
 
 
 def test_a_stream_without_loud_channels_stays_as_it_is(smolvlm_bundle: Path, samples: Evaluation) -> None:
