@@ -140,7 +140,7 @@ def export_checkpoint(
             [model.graph for model in models.values()],
             [state for plan in plans.values() for state in plan.states],
         )
-    decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family)
+    decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family, folder)
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
@@ -204,8 +204,13 @@ def checked_name(name: str) -> str:
         raise BundleError(f"{error}. Choose another --name.") from error
 
 
-def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
+def read_decoder(file: Path, family: Family, checkpoint: Path) -> dict[str, GgufTensor]:
     """Return the tensors of a GGUF file under the names of the graphs, not yet read.
+
+    Args:
+        file: The GGUF.
+        family: Of the checkpoint.
+        checkpoint: Its folder, whose tokens the file has.
 
     Raises:
         CheckpointError: Not a GGUF file, or of another decoder than the checkpoint's.
@@ -213,9 +218,11 @@ def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
     """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError(f"{file.name} brings a decoder, and the checkpoint's architecture has none")
-    from export.gguf_decoder import read_gguf
+    from export.gguf_decoder import read_gguf, require_vocabulary
 
-    return read_gguf(file, family.decoder.config, family.text_prefix)
+    found = read_gguf(file, family.decoder.config, family.text_prefix)
+    require_vocabulary(file, Vocabulary.read(checkpoint, lower_cases=False).ids)
+    return found
 
 
 def located(
