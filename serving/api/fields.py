@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -20,6 +21,10 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from typing_extensions import Self
+
+MOST_LEVELS = 100
+"""Of objects and lists within each other, in a value of any form: templates, pydantic and JSON's writers walk them by
+recursion."""
 
 
 class Strict(BaseModel):
@@ -112,3 +117,37 @@ def _whole_characters(text: str, info: ValidationInfo) -> str:
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
 Name = Annotated[Text, Field(max_length=256)]
+
+
+def object_text(value: dict[str, Any]) -> str:
+    """Return a JSON object as text that a template can be filled with.
+
+    Raises:
+        ValueError: It is nested too deeply, or holds half a surrogate pair or a number that JSON has not.
+    """
+    level: list[Any] = [value]
+    for _ in range(MOST_LEVELS):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inner for each in values if isinstance(each, (dict, list))]
+    if level:
+        raise ValueError(f"nested more than {MOST_LEVELS} levels deep; send a simpler value")
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a lone surrogate is no character; send valid Unicode") from error
+    except ValueError as error:
+        raise ValueError("NaN and infinite numbers are none of JSON's; leave them out") from error
+    return text
+
+
+def check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object of any form, which can be written again."""
+    try:
+        object_text(value)
+    except ValueError as error:
+        raise PydanticCustomError("no_json", "{fault}", {"fault": str(error)}) from error
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
