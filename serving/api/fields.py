@@ -39,7 +39,7 @@ class Strict(BaseModel):
         known = _known_fields(cls)
         unknown = next((name for name in value if name not in known), None) if type(value) is dict else None
         if unknown is None:
-            return handler(value)
+            return handler(_without_nulls(cls, value))
         handler({name: each for name, each in value.items() if name in known})  # tells more where it fails
         # In a tuple, for pydantic would encode a bare text, and half a surrogate pair cannot be.
         raise PydanticCustomError(
@@ -51,6 +51,21 @@ class Strict(BaseModel):
 def _known_fields(schema: type[BaseModel]) -> frozenset[str]:
     """Return what a schema's fields are called in JSON."""
     return frozenset(field.alias or name for name, field in schema.model_fields.items())
+
+
+def _without_nulls(schema: type[BaseModel], value: Any) -> Any:
+    """Return an object without nulls in the place of defaults: clients write null for a field that they leave open."""
+    if type(value) is not dict:
+        return value
+    nulls = {name for name in _defaulted_fields(schema) if value.get(name, name) is None}
+    return {name: each for name, each in value.items() if name not in nulls} if nulls else value
+
+
+@cache
+def _defaulted_fields(schema: type[BaseModel]) -> frozenset[str]:
+    """Return what a schema's fields with a default other than null are called in JSON."""
+    fields = {field.alias or name: field for name, field in schema.model_fields.items()}
+    return frozenset(name for name, field in fields.items() if not field.is_required() and field.default is not None)
 
 
 def limit_of(info: ValidationInfo, name: str) -> int:
@@ -137,7 +152,7 @@ def object_text(value: dict[str, Any]) -> str:
     except UnicodeEncodeError as error:
         raise ValueError("a lone surrogate is no character; send valid Unicode") from error
     except ValueError as error:
-        raise ValueError("NaN and infinite numbers are none of JSON's; leave them out") from error
+        raise ValueError("NaN, an infinite number or one of thousands of digits cannot be written") from error
     return text
 
 
