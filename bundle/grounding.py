@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _OBJECT = re.compile(
     rf"(?:<phrase>([^<]+)</phrase>)?<object>({_PAIR}(?:</delimiter_of_multi_objects/>{_PAIR})*)</object>"
 )
 _PLACE = re.compile(r"<patch_index_(\d+)>")
+_MOST_DIGITS = 9
+"""Of a place that any model has."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Grounded:
     fields: Any = None
 
 
+def _number(digits: str) -> int:
+    """Return what digits say, at most what is beyond every model's places: Python refuses to read thousands of them."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else 10**_MOST_DIGITS
+
+
 class PatchGrounding(Frozen):
     """Boxes by the patches at their corners, behind the phrase that they belong to (KOSMOS-2, arXiv 2306.14824, 2).
 
@@ -99,7 +107,7 @@ class PatchGrounding(Frozen):
             start = len(_MARK.sub("", text[: found.start()])) - blanks
             words = None if phrase is None else phrase.strip()
             start += 0 if phrase is None else len(phrase) - len(phrase.lstrip())
-            corners = [int(each) for each in _PLACE.findall(places)]
+            corners = [_number(each) for each in _PLACE.findall(places)]
             pairs = list(zip(corners[::2], corners[1::2], strict=True))
             boxes = tuple(self._box(*pair) for pair in pairs if max(pair) < self.side**2)
             if boxes:
@@ -156,7 +164,7 @@ class LocationGrounding(Frozen):
 
     def _shapes(self, marks: str, asked: str, *, has_outlines: bool) -> list[tuple[float, ...]]:
         """Return boxes of four numbers, or outlines of more."""
-        runs = [[int(each) for each in _LOCATION.findall(run)] for run in _LOCATIONS.findall(marks)]
+        runs = [[_number(each) for each in _LOCATION.findall(run)] for run in _LOCATIONS.findall(marks)]
         if has_outlines or any(part in asked for part in self.outlines):
             cut = [run[: len(run) // 2 * 2] for run in runs]
         else:
@@ -240,6 +248,8 @@ class PointGrounding(Frozen):
                 continue
             for first in range(0, len(numbers) - _NUMBERS_OF_POINT + 1, _NUMBERS_OF_POINT):
                 number, x, y = numbers[first : first + _NUMBERS_OF_POINT]
+                if not all(map(math.isfinite, (at, number, x, y))):
+                    continue  # "nan" and "inf" are numbers to Python, and none to JSON
                 if min(x, y) >= 0 and max(x, y) <= self.scale and number.is_integer():
                     yield GroundedPoint(int(number), at, x / self.scale, y / self.scale)
 

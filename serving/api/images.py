@@ -21,6 +21,8 @@ _MARK = "base64"
 UNKNOWN_TYPES = ("", "application/octet-stream", "binary/octet-stream")
 """What a program writes that does not know the media type; the bytes decide."""
 _VECTOR = "image/svg"
+_MOST_HEADER_CHARACTERS = 1 << 12
+"""Before a data URL's comma: a media type and its parameters, each of which becomes a string of its own."""
 _SLICE_CHARACTERS = 1 << 20
 """Decoded at once: 5 ms, in which no other thread runs."""
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -60,6 +62,12 @@ def split_data_url(url: str, param: str) -> tuple[str, str]:
     scheme, colon, kind = header.strip().partition(":")
     if not colon or scheme.lower() != "data":
         raise ImageError(_refusal(url), param)
+    if len(header) > _MOST_HEADER_CHARACTERS:
+        raise ImageError(
+            f"{shown(url)} holds {len(header)} characters before its first comma; a data URL has at most "
+            f"{_MOST_HEADER_CHARACTERS} there: data:image/png;base64,...",
+            param,
+        )
     media_type, *parameters = [each.strip().lower() for each in kind.split(";")]
     if not comma or _MARK not in parameters:
         raise ImageError(f"{shown(url)} is not a base64 data URL; send data:image/png;base64,... ", param)

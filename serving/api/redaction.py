@@ -42,14 +42,15 @@ def _field(name: str, value: Any, is_base64: bool, keeps_images: bool) -> Any:
 
 
 def _text(text: str, keeps_images: bool) -> str:
-    if text[:5].lower() == "data:" and not keeps_images:
+    bare = text.strip()  # as URLs are read
+    if bare[:5].lower() == "data:" and not keeps_images:
         try:
             media_type, payload = split_data_url(text, _PARAM)
         except ImageError:
             return _told(text, "")
         return _told(payload, media_type)
-    if ("?" in text or "@" in text) and _URL.fullmatch(text):  # what signs a URL, or a name and a password in it
-        scheme, _, rest = text.partition("://")
+    if ("?" in text or "@" in text) and _URL.fullmatch(bare):  # what signs a URL, or a name and a password in it
+        scheme, _, rest = bare.partition("://")
         place = rest.partition("?")[0].partition("#")[0]
         return f"{scheme}://{place.rpartition('@')[2]}?{HIDDEN}"
     return text

@@ -192,8 +192,9 @@ class Service:
         """
         card = await (self.card(name) if name else self.only_card(tasks))
         record = record_of(request)
+        if not record.model:  # a chat behind a prefix asks twice
+            self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
         record.model = card.name
-        self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
         if tasks and card.task not in tasks:
             raise TaskError(f"model {name!r} does {card.task}; this route wants {' or '.join(tasks)}", "model")
         return card.name

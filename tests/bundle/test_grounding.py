@@ -124,6 +124,13 @@ def test_what_names_no_place_is_text_and_places_beyond_the_bins_are_dropped() ->
     assert (found.text, found.objects) == ("a cat, a dog, and more", ())
 
 
+def test_places_of_more_digits_than_python_reads_are_beyond_all_places() -> None:
+    far = "9" * 5000
+    said = f"a<object><patch_index_{far}><patch_index_{far}></object>"
+    assert PatchGrounding(side=4).read(said).objects == ()
+    assert LOCATIONS.read("a" + f"<loc_{far}>" * 4, "Locate").objects == ()
+
+
 @pytest.mark.parametrize(
     ("said", "text", "named"),
     [
@@ -141,6 +148,11 @@ def test_what_names_no_place_is_text_and_places_beyond_the_bins_are_dropped() ->
             ],
         ),
         ('<points coords="1 1 2000 10">far</points> <points coords="a 1 2">x</points>', "far x", []),
+        (
+            '<points coords="1 1 5 nan;nan 1 5 5;inf 1 5 5;1 inf 5 5 2 5 5">x</points>',
+            "x",
+            [("x", 0, [(2, 1, 0.005, 0.005)])],
+        ),
         ('cut <points coords="1 1 100 2', 'cut <points coords="1 1 100 2', []),
         ('<points coords="1 1 100 200">never closed', '<points coords="1 1 100 200">never closed', []),
         ("There are none.", "There are none.", []),

@@ -114,6 +114,7 @@ def test_what_changes_the_server_is_not_written_so_that_it_is_not_asked_again(re
     [
         ({"url": "https://h/a.png?X-Signature=abc#x"}, {"url": "https://h/a.png?[redacted]"}),
         ({"url": "https://user:word@h/a.png"}, {"url": "https://h/a.png?[redacted]"}),
+        ({"url": " https://h/a.png?sig=abc\n"}, {"url": "https://h/a.png?[redacted]"}),
         ({"url": "https://h/a.png"}, {"url": "https://h/a.png"}),
         ({"Authorization": "Bearer x", "max_tokens": 3}, {"Authorization": "[redacted]", "max_tokens": 3}),
         ({"token": 5, "stop": ["a", None, True]}, {"token": 5, "stop": ["a", None, True]}),
@@ -128,6 +129,8 @@ def test_anthropics_images_and_broken_ones_are_digests_too(png: bytes) -> None:
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png).decode()}
     digest = hashlib.sha256(png).hexdigest()
     assert redacted(source, keeps_images=False)["data"] == f"sha256:{digest} base64 {len(png)} bytes"
+    url = f"\n Data:image/png;base64, {base64.b64encode(png).decode()} "
+    assert redacted(url, keeps_images=False) == f"sha256:{digest} image/png {len(png)} bytes"
     broken = redacted("data:image/png;base64,###", keeps_images=False)
     assert broken.startswith("sha256:")
     assert "###" not in broken
