@@ -102,9 +102,11 @@ class PatchGrounding(Frozen):
         return Grounded(said.strip(), tuple(self._objects(text, blanks)))
 
     def _objects(self, text: str, blanks: int) -> Iterator[GroundedObject]:
+        num_said = end = 0
         for found in _OBJECT.finditer(text):
             phrase, places = found.groups()
-            start = len(_MARK.sub("", text[: found.start()])) - blanks
+            num_said, end = num_said + len(_MARK.sub("", text[end : found.start()])), found.start()
+            start = num_said - blanks
             words = None if phrase is None else phrase.strip()
             start += 0 if phrase is None else len(phrase) - len(phrase.lstrip())
             corners = [_number(each) for each in _PLACE.findall(places)]
@@ -122,7 +124,7 @@ class PatchGrounding(Frozen):
         return x1, y1, x2, y2
 
 
-_LOCATED = re.compile(r"([^<]*)((?:<loc_\d+>|<sep>|</?poly>)+)")
+_MARKS = re.compile(r"(?:<loc_\d+>|<sep>|</?poly>)+")
 _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
 _LOCATION = re.compile(r"<loc_(\d+)>")
 _ANY_MARK = re.compile(r"<loc_\d+>|<sep>|</?poly>")
@@ -151,14 +153,15 @@ class LocationGrounding(Frozen):
         if not _ANY_MARK.search(text):
             return Grounded(text, ())
         said, objects = list[str](), list[GroundedObject]()
-        end = 0
-        for found in _LOCATED.finditer(text):
-            words, end = found.group(1).strip(), found.end()
-            start = len(_BETWEEN.join([*said, ""])) if said else 0
-            said += [words] if words else []
-            shapes = self._shapes(found.group(2), asked, has_outlines="<poly>" in text)
+        start = end = 0
+        for found in _MARKS.finditer(text):
+            words, end = text[end : found.start()].strip(), found.end()
+            shapes = self._shapes(found[0], asked, has_outlines="<poly>" in text)
             if shapes:
                 objects.append(_shaped(words, start, shapes))
+            if words:
+                said.append(words)
+                start += len(words) + len(_BETWEEN)
         rest = _ANY_MARK.sub("", text[end:]).strip()
         return Grounded(_BETWEEN.join([*said, *([rest] if rest else [])]), tuple(objects))
 
@@ -212,7 +215,8 @@ class FieldGrounding(Frozen):
         return prompt.partition(">")[2]
 
 
-_POINTS = re.compile(r'<(points|tracks)\s[^<>]*?coords="([^"<>]*)"[^<>]*?(?:/>|>([^<>]*)</\1>)')
+_POINTS = re.compile(r"<(points|tracks)\s([^<>]*?)(?:/>|>([^<>]*)</\1>)")
+_COORDS = re.compile(r'coords="([^"]*)"')
 _POINT_GROUP = re.compile(r"[^\t:;,]+")
 _NUMBERS_OF_POINT = 3
 
@@ -233,10 +237,12 @@ class PointGrounding(Frozen):
         """Return what an answer says and where that lies; numbers that make no point are dropped."""
         said, objects, end = "", list[GroundedObject](), 0
         for found in _POINTS.finditer(text):
+            if (coords := _COORDS.search(found[2])) is None:
+                continue
             said += text[end : found.start()]
             words, start, end = (found[3] or "").strip(), len(said), found.end()
             said += words
-            if points := tuple(self._points(found[2])):
+            if points := tuple(self._points(coords[1])):
                 objects.append(GroundedObject(words or None, start, len(said), (), points=points))
         return Grounded(f"{said}{text[end:]}", tuple(objects))
 

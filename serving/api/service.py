@@ -69,6 +69,7 @@ class Service:
         remote: Fetches images; None where nothing is fetched.
         recorder: Writes requests down; None where none are.
         parser: The thread in which large bodies are parsed, one at a time: each takes twice its size for a moment.
+        reckoner: The thread in which answers of many numbers are reckoned and written, a piece at a time.
     """
 
     client: EngineClient
@@ -80,6 +81,7 @@ class Service:
     remote: RemoteImages | None = field(init=False)
     recorder: Recorder | None = field(init=False)
     parser: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "body"))
+    reckoner: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "numbers"))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", BodyBudget(self.settings.max_bodies_bytes))
