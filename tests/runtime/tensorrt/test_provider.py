@@ -15,12 +15,14 @@ import pytest
 
 import runtime.graph as graph_module
 import runtime.providers as providers_module
+import runtime.tensorrt.in_place as in_place
 import runtime.tensorrt.provider as provider_module
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError
 from bundle.golden import GOLDEN, load_golden
 from bundle.states import ROWS
 from runtime.canary import check_canary
+from runtime.fixed_run import device_value
 from runtime.session import Session
 from runtime.settings import DeviceRuntime, RuntimeSettings
 from runtime.tensorrt.provider import TENSORRT, TENSORRT_RTX
@@ -172,6 +174,37 @@ def test_a_decoder_has_a_cache_of_one_length_and_every_state_in_its_profile(port
     assert least[state.input][1:] == most[state.input][1:]
     assert 48 in most[state.input]
     assert (least[state.input][0], most[state.input][0]) == (1, 3)
+
+
+def test_the_recorded_run_of_a_decoder_writes_its_cache_where_it_lies(portable_of, use, monkeypatch) -> None:
+    bundle: Bundle = portable_of("vlm", "fp16")
+    use(TENSORRT, CPU)
+    session = Session(bundle, "decoder", settings(context_tokens=48))
+    bound: dict[str, int] = {}
+
+    class Binding:
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def bind_ortvalue_input(self, name: str, value: Any) -> None:
+            bound[name] = value.data_ptr()
+            self.real.bind_ortvalue_input(name, value)
+
+        def bind_ortvalue_output(self, name: str, value: Any) -> None:
+            bound[name] = value.data_ptr()
+            self.real.bind_ortvalue_output(name, value)
+
+    graph, run = session.graph, session.graph.run_bound
+    monkeypatch.setattr(in_place, "device_value", lambda array, device: device_value(array, "cpu"))
+    monkeypatch.setattr(graph, "binding", lambda: Binding(graph._session.io_binding()))
+    monkeypatch.setattr(graph, "run_bound", lambda binding: run(binding.real))
+    check_canary(bundle, {"decoder": session})
+    assert bound
+    for state in bundle.manifest.states:
+        assert bound[state.input] == bound[state.output]
 
 
 def _read(shapes: str) -> dict[str, list[int]]:
