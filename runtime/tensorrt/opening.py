@@ -77,12 +77,19 @@ def folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIn
     """Return the folder of engines that settings name for a bundle, and its index; None where they name none.
 
     Raises:
-        BundleFileError: A folder is named that holds no engines.
+        BundleFileError: A folder is named that holds no engines, or none holds those of a bundle that was made for
+            engines and would run without.
     """
-    if settings.provider == "cpu":
+    if settings.provider == "cpu" or not settings.engines:
         return None
-    for folder in settings.engines:
-        index = read_engines(folder)
+    indices = {folder: read_engines(folder) for folder in settings.engines}
+    for folder, index in indices.items():
         if index.bundle == bundle.name:
             return folder, index
+    if bundle.manifest.dialect == "portable" and settings.device_runtime == "cuda":
+        held = ", ".join(f"{folder} (of {index.bundle})" for folder, index in indices.items())
+        raise BundleFileError(
+            f"engine.engines: {held}: none of {bundle.name}, whose graphs would run without. Build them with: "
+            f"pocketvlm compile {bundle.directory} -o FOLDER, and name that, or leave engine.engines out"
+        )
     return None
