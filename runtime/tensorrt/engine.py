@@ -52,6 +52,7 @@ class Engine:
             raise MachineError(f"{path} cannot be loaded here: {self._told()}. {self._built_for()}")
         self._kernels = KernelCache.of(library, self._engine, record)
         self._contexts: dict[int, Any] = {}
+        self._kept: set[int] = set()
         self.inputs, self.outputs = self._ports()
         self.aliases = self._aliases()
 
@@ -114,6 +115,9 @@ class Engine:
             context.set_tensor_address(name, address)
         if not context.execute_async_v3(_STREAM):
             raise MachineError(f"{self.path}: a run failed: {self._told()}")
+        if profile not in self._kept:
+            self._kept.add(profile)
+            self._kernels.keep()
 
     def _context(self, profile: int) -> Any:
         """Return what runs a profile; made once, when kernels may be compiled."""

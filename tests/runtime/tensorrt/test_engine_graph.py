@@ -295,6 +295,31 @@ def test_kernels_that_the_card_compiled_are_kept_for_the_next_start(
     assert "compiled anew" in caplog.text
 
 
+def test_kernels_that_a_first_run_wants_are_kept_too(
+    portable_of: Callable[..., Bundle],
+    engines_of: Callable[..., Engines],
+    stand_in: ModuleType,
+    tmp_path: Path,
+    monkeypatch,
+) -> None:
+    bundle = portable_of("clip", "fp32")
+    folder, index = engines_of(bundle, "tensorrt-rtx")
+    kept = tmp_path / "cache" / "pocketvlm" / "kernels" / f"{index.engines['text_encoder'].contents.sha256}.cache"
+    feeds = load_golden(bundle.path(GOLDEN))["text_encoder"].inputs
+    compiled, execute = [b"kernels of a context"], stand_in.IExecutionContext.execute_async_v3
+    monkeypatch.setattr(stand_in.IRuntimeCache, "serialize", lambda self: compiled[-1])
+
+    def running(self: Any, stream: int) -> bool:
+        compiled.append(b"kernels of a run %d" % len(compiled))
+        return bool(execute(self, stream))
+
+    monkeypatch.setattr(stand_in.IExecutionContext, "execute_async_v3", running)
+    session = Session(bundle, "text_encoder", on_device(folder))
+    for _ in range(3):
+        session.run(feeds)
+    assert kept.read_bytes() == b"kernels of a run 1"  # the first: later ones are not written again
+
+
 def test_on_a_cpu_engines_are_left_alone(
     portable_of: Callable[..., Bundle], engines_of: Callable[..., Engines]
 ) -> None:
