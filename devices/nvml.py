@@ -58,6 +58,20 @@ class NvmlDevice:
             return None
         return text.value.decode(errors="replace")
 
+    def compute_capability(self) -> str | None:
+        """Return the device's compute capability, such as "8.7"."""
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        ask = self._library.nvmlDeviceGetCudaComputeCapability
+        failed = ask(self._handle, ctypes.byref(major), ctypes.byref(minor))
+        return None if failed else f"{major.value}.{minor.value}"
+
+    def driver_version(self) -> str | None:
+        """Return the driver's version."""
+        text = ctypes.create_string_buffer(_MOST_NAME_BYTES)
+        if self._library.nvmlSystemGetDriverVersion(text, ctypes.c_uint(_MOST_NAME_BYTES)):
+            return None
+        return text.value.decode(errors="replace")
+
     def energy_mj(self) -> int | None:
         """Return the energy taken since the driver was loaded, in millijoules; Volta and newer tell it."""
         return self._number(self._library.nvmlDeviceGetTotalEnergyConsumption, ctypes.c_ulonglong())

@@ -57,14 +57,23 @@ def test_every_graph_of_every_recipe_is_built(job_of: Callable[..., Job], family
     assert read_engines(job.folder) == index
 
 
-@pytest.mark.parametrize(("family", "recipe"), [("vlm", "fp16"), ("vlm", "int8"), ("clip", "fp32")])
-def test_the_plain_form_is_built_too_and_is_another_engine(
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [(family, recipe) for family, recipe in CASES if recipe != "int4" and family in ("vlm", "clip")],
+)
+def test_every_graph_is_built_in_the_plain_form_too(
     job_of: Callable[..., Job], plain: Form, family: str, recipe: str
 ) -> None:
     index = compile_bundle(job_of(family, recipe, form=plain), lambda line: None)
     assert {record.key.form for record in index.engines.values()} == {plain.name}
+    assert all(record.contents.size_bytes > 10_000 for record in index.engines.values())
+
+
+def test_the_plain_form_and_other_limits_are_other_engines(job_of: Callable[..., Job], plain: Form) -> None:
+    compile_bundle(job_of("clip", "fp16", form=plain), lambda line: None)
     again: list[str] = []
-    compile_bundle(replace(job_of(family, recipe), limits=Limits(64, 1, 8, 1)), again.append)
+    compile_bundle(job_of("clip", "fp16"), again.append)
+    compile_bundle(replace(job_of("clip", "fp16"), limits=Limits(64, 1, 16, 1)), again.append)
     assert not [line for line in again if "kept" in line]
 
 
@@ -141,6 +150,23 @@ def test_a_cache_beyond_the_models_context_is_refused(job_of: Callable[..., Job]
         compile_bundle(job_of(limits=replace(limits, cache_rows=513)), lambda line: None)
     with pytest.raises(SettingsError, match="--max-prompt-tokens 65 do not fit --cache-rows 64"):
         compile_bundle(job_of(limits=replace(limits, max_prompt_tokens=65)), lambda line: None)
+
+
+def test_limits_that_the_recorded_run_does_not_fit_are_refused_before_anything_is_built(
+    job_of: Callable[..., Job], limits: Limits
+) -> None:
+    job = job_of(limits=replace(limits, max_prompt_tokens=11))
+    with pytest.raises(SettingsError, match=r"--max-prompt-tokens 11: .*recorded at export, which has 12; take 12"):
+        compile_bundle(job, lambda line: None)
+    assert not job.folder.exists()
+
+
+def test_the_order_of_cards_makes_no_other_engine(job_of: Callable[..., Job]) -> None:
+    compile_bundle(job_of("clip", capabilities=(89, 86)), lambda line: None)
+    told: list[str] = []
+    index = compile_bundle(job_of("clip", capabilities=(86, 89, 86)), told.append)
+    assert {line.partition(": ")[2] for line in told} == {"built already, kept"}
+    assert index.engines["text_encoder"].key.capabilities == ("8.6", "8.9")
 
 
 def test_the_contrib_dialect_is_refused(job_of: Callable[..., Job], clip_bundle: Path) -> None:
