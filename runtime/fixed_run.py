@@ -1,13 +1,14 @@
 """A graph's run of one shape, over inputs and outputs that stay where they are on a device, so that it can be captured.
 
 A captured run is one launch of everything that the graph does (a CUDA graph), with the addresses that it had when it
-was captured. ONNX Runtime captures it in the first run that bears its number, for the thread of that run, and wants the
-device to itself meanwhile: `device_gate` sees to that, and whatever serves captures all that it will replay while it
-starts.
+was captured. ONNX Runtime captures it in the first run of a thread that bears its number, for that thread alone, and
+wants the device to itself meanwhile: `device_gate` sees to that, and whatever serves captures all that it will replay
+while it starts.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ class FixedRun:
         outputs: Shape and numpy dtype by name, of the outputs that are wanted.
         host_inputs: Names of those that the graph reads on the host, while kernels are launched; a captured run keeps
             what it read when it was captured.
-        is_captured: Capture the first run and replay it ever after.
+        is_captured: Capture the first run of each thread, and replay it ever after.
 
     Attributes:
         io: ONNX Runtime's binding; states are bound to it by the caller before the first run.
@@ -79,7 +80,8 @@ class FixedRun:
             self.io.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             self.io.bind_ortvalue_output(name, value)
-        self._is_due = is_captured and graph.can_capture
+        self._captures = is_captured and graph.can_capture
+        self._of_thread = threading.local()  # `is_captured` in threads that have; it goes with its thread, as CUDA's do
         self._options = graph.run_options(in_part=True, graph_number=next(_GRAPH_NUMBERS) if is_captured else None)
 
     def run(self, feeds: Mapping[str, Array]) -> None:
@@ -90,8 +92,10 @@ class FixedRun:
         """
         with device_gate(self._graph.device):
             self._copy(feeds)
-        self._graph.run_bound(self.io, self._options, captures=self._is_due)
-        self._is_due = False
+        is_due = self._captures and not hasattr(self._of_thread, "is_captured")
+        self._graph.run_bound(self.io, self._options, captures=is_due)
+        if is_due:
+            self._of_thread.is_captured = True
 
     def _copy(self, feeds: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
