@@ -16,8 +16,10 @@ from bundle.golden import canary_image
 from bundle.prompt import Placeholder, Turn
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
+from runtime.device.steps import captured_bytes
 from runtime.feeds import Placed, TokenRun
 from runtime.one_request import VisionLanguageRunner
+from runtime.room import budget_of
 from runtime.session import Session
 from runtime.settings import Provider, RuntimeSettings
 
@@ -86,6 +88,15 @@ def test_what_one_thread_captured_another_one_captures_again_with_the_device_to_
     assert frozen_device.num_captured > num_captured
     for found, expected in zip(there, here, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_captured_runs_take_what_is_said_of_them(cuda_bundle: Bundle, frozen_device: Any) -> None:
+    """Logits of every batch size in one memory: of 256 sequences, those of a small model would else be 6 GiB."""
+    shape = cache_shape(cuda_bundle.manifest, SLOTS, ROWS)
+    decoder = Decoder(TokenGraphs(cuda_bundle, settings_of("cuda")), shape)
+    decoder.warm_up(8)
+    assert frozen_device.num_bytes == shape.total_bytes + captured_bytes(cuda_bundle.manifest, shape)
+    assert captured_bytes(cuda_bundle.manifest, shape) == budget_of(cuda_bundle.manifest, shape, "cuda").captured_bytes
 
 
 @pytest.fixture(scope="module")
