@@ -19,6 +19,7 @@ from runtime.decoder import Decoder, TokenGraphs
 from runtime.device.steps import captured_bytes
 from runtime.feeds import Placed, TokenRun
 from runtime.one_request import VisionLanguageRunner
+from runtime.providers import WEIGHTS_APART
 from runtime.room import budget_of
 from runtime.session import Session
 from runtime.settings import Provider, RuntimeSettings
@@ -97,6 +98,29 @@ def test_captured_runs_take_what_is_said_of_them(cuda_bundle: Bundle, frozen_dev
     decoder.warm_up(8)
     assert frozen_device.num_bytes == shape.total_bytes + captured_bytes(cuda_bundle.manifest, shape)
     assert captured_bytes(cuda_bundle.manifest, shape) == budget_of(cuda_bundle.manifest, shape, "cuda").captured_bytes
+
+
+def test_a_graph_that_cannot_be_captured_runs_uncaptured_and_is_named_once(
+    cuda_bundle: Bundle, frozen_device: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened, weights_apart = frozen_device.InferenceSession, []
+
+    def refusing(source: Any, options: Any, providers: Any) -> Any:
+        if any(isinstance(each, tuple) and "enable_cuda_graph" in each[1] for each in providers):
+            weights_apart.append(options.get_session_config_entry(WEIGHTS_APART))
+            raise RuntimeError("This session cannot use the CUDA Graph feature as requested by the user")
+        return opened(source, options, providers)
+
+    monkeypatch.setattr(frozen_device, "InferenceSession", refusing)
+    with caplog.at_level("WARNING"):
+        decoder = decoder_of(cuda_bundle, "cuda")
+        decoder.warm_up(8)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "decoder.onnx: its runs cannot be captured here" in told
+    assert "cannot use the CUDA Graph feature" in told
+    assert (frozen_device.num_captured, weights_apart) == (0, ["1"])
+    for found, expected in zip(said(decoder), said(decoder_of(cuda_bundle, "cpu")), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.01)
 
 
 @pytest.fixture(scope="module")
