@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
 from bundle.directory import Bundle, seal, write_aside
@@ -258,6 +258,16 @@ def located(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
         ) from error
+
+
+def hub_files(checkpoint: str) -> tuple[str, ...]:
+    """Return the names of a hub repository's files; none of a folder, nor where the hub does not tell."""
+    if Path(checkpoint).expanduser().is_dir() or not _HUB_ID.fullmatch(checkpoint):
+        return ()
+    try:
+        return tuple(list_repo_files(checkpoint))
+    except (HTTPError, HFValidationError, OSError):  # whoever fetches says what is wrong, or has the files already
+        return ()
 
 
 def with_its_tower(source: Checkpoint, say: Callable[[str], None]) -> Checkpoint:

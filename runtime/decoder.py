@@ -158,10 +158,13 @@ class Decoder:
         self.shape = shape
         step = graphs.of_phase("step")
         self.states = StateBuffers(graphs.states, shape, step.graph.device, graphs.cache_scales)
-        self._on_device = DeviceSteps(self._bind_states, graphs.vocab_size) if runs_on_device(step) else None
+        self._on_device = self._device_steps(step) if runs_on_device(step) else None
         self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
         self._inputs = InputBuffers(step.graph.device)
         self._bindings: OrderedDict[tuple[Session, int, int, tuple[str, ...]], Binding] = OrderedDict()
+
+    def _device_steps(self, step: Session) -> DeviceSteps:
+        return DeviceSteps(self._bind_states, self.shape.num_slots, self.graphs.vocab_size, step.graph.device)
 
     def run(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
         """Run tokens of one sequence per slot and return their logits [B, N, V], valid until the next run.

@@ -139,6 +139,28 @@ def test_a_model_that_generates_is_refused_by_its_decoder(tmp_path: Path) -> Non
         adopt_export(folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("file", ["onnx/decoder_model_merged.onnx", "onnx/embed_tokens.onnx", "decoder_model.onnx"])
+def test_a_hubs_model_that_generates_is_refused_before_any_of_it_is_fetched(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["config.json", "onnx/vision_encoder.onnx", file]
+    monkeypatch.setattr("export.exporter.list_repo_files", lambda repository: names)
+    monkeypatch.setattr("export.exporter.snapshot_download", lambda *_, **__: pytest.fail("something was fetched"))
+    with pytest.raises(UnsupportedConfigError, match=rf"some/vlm holds a model that generates \({file}\)"):
+        adopt_export("some/vlm", tmp_path / "out")
+
+
+def test_a_hub_that_lists_nothing_leaves_the_word_to_what_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_: str) -> list[str]:
+        raise ConnectionError
+
+    monkeypatch.setattr("export.exporter.list_repo_files", silent)
+    monkeypatch.setattr("export.exporter.snapshot_download", lambda *_, **__: str(EXPORTS / "clip"))
+    assert adopt_export("some/clip", tmp_path / "out").source == "some/clip"
+
+
 def test_quantized_graphs_alone_are_refused_by_name(tmp_path: Path) -> None:
     folder = _copy("clip", tmp_path)
     (folder / "model.onnx").rename(folder / "model_quantized.onnx")
