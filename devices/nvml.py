@@ -60,15 +60,17 @@ class NvmlDevice:
 
     def compute_capability(self) -> str | None:
         """Return the device's compute capability, such as "8.7"."""
+        ask = getattr(self._library, "nvmlDeviceGetCudaComputeCapability", None)  # boards have part of the library
         major, minor = ctypes.c_int(), ctypes.c_int()
-        ask = self._library.nvmlDeviceGetCudaComputeCapability
-        failed = ask(self._handle, ctypes.byref(major), ctypes.byref(minor))
-        return None if failed else f"{major.value}.{minor.value}"
+        if ask is None or ask(self._handle, ctypes.byref(major), ctypes.byref(minor)):
+            return None
+        return f"{major.value}.{minor.value}"
 
     def driver_version(self) -> str | None:
         """Return the driver's version."""
+        ask = getattr(self._library, "nvmlSystemGetDriverVersion", None)
         text = ctypes.create_string_buffer(_MOST_NAME_BYTES)
-        if self._library.nvmlSystemGetDriverVersion(text, ctypes.c_uint(_MOST_NAME_BYTES)):
+        if ask is None or ask(text, ctypes.c_uint(_MOST_NAME_BYTES)):
             return None
         return text.value.decode(errors="replace")
 

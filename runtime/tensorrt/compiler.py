@@ -26,6 +26,7 @@ from runtime.tensorrt.builder import Say, build, check_capabilities, written
 from runtime.tensorrt.card import card_here
 from runtime.tensorrt.library import LICENCE, Flavour, Library, open_library
 from runtime.tensorrt.network import check_network, decompose, parse
+from runtime.tensorrt.precision import check_products
 from runtime.tensorrt.profiles import Limits, Profile, check_limits, profiles_of
 from runtime.tensorrt.recorded import check_recorded
 
@@ -87,6 +88,7 @@ def compile_bundle(job: Job, say: Say) -> EngineIndex:
     job = replace(job, capabilities=tuple(sorted(set(job.capabilities))))
     library = open_library(job.flavour)
     check_capabilities(library, job.capabilities)
+    check_products(manifest, job.capabilities)
     check_limits(job.limits, manifest)
     profiles = {name: profiles_of(manifest, each, job.limits) for name, each in manifest.components.items()}
     check_recorded(job.bundle, profiles)

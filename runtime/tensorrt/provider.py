@@ -32,8 +32,9 @@ from runtime.providers import CUDA
 from runtime.settings import RuntimeSettings
 from runtime.tensorrt.card import card_here
 from runtime.tensorrt.image_sizes import try_image_sizes
+from runtime.tensorrt.precision import is_half
 from runtime.tensorrt.profiles import Profile, profiles_of
-from runtime.tensorrt.provider_graphs import check_provider_graph, is_half
+from runtime.tensorrt.provider_graphs import check_provider_graph
 from runtime.tensorrt.recorded import with_recorded_tokens
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def plan_of(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> P
     fixed = {ROWS: limits.cache_rows} if any(state.kind == "rows" for state in manifest.states_of(component)) else {}
     return ProviderPlan(
         provider=provider,
-        options={**made(context, is_half(bundle, name)), **_shapes(settings.device_runtime, profile)},
+        options={**made(context, is_half(manifest, name)), **_shapes(settings.device_runtime, profile)},
         entries={} if context.is_file() or provider == TENSORRT else _context_entries(context),
         fixed_sizes=fixed,
         context=context,

@@ -12,6 +12,7 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, MachineError
 from bundle.graph_nodes import GraphNode, graph_nodes
 from bundle.manifest import ComponentName
+from runtime.tensorrt.precision import is_half
 
 _LENGTHS_INPUT = 6
 """`nonpad_kv_seqlen` of the standard Attention."""
@@ -37,18 +38,13 @@ def check_provider_graph(bundle: Bundle, name: ComponentName) -> None:
     reason = _reason(nodes, attentions)
     if reason:
         raise _refused(path, reason, "take engines of pocketvlm compile, which writes it otherwise")
-    if attentions and not is_half(bundle, name):
+    if attentions and not is_half(bundle.manifest, name):
         raise _refused(
             path,
             "computes attention in float32, which TensorRT fuses for float16 alone",
             "take a variant of pocketvlm quantize --target tensorrt --weights fp16 (or int8, int4), or engines of "
             "pocketvlm compile",
         )
-
-
-def is_half(bundle: Bundle, name: ComponentName) -> bool:
-    """Return whether a graph computes in float16: variants for TensorRT do, whatever their codes, fp32 aside."""
-    return bundle.manifest.target == "tensorrt" and bundle.manifest.components[name].scheme != "fp32"
 
 
 def _is_told_of_lengths(node: GraphNode) -> bool:

@@ -145,6 +145,25 @@ def test_a_card_that_the_builder_lacks_is_refused_with_those_it_has(
     assert "builds for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "recipe", "words"),
+    [("vlm", "int4", "weights of 4 bits"), ("vlm", "fp32", "float32 products"), ("clip", "fp32", "float32 products")],
+)
+def test_what_turing_has_no_products_for_is_refused_before_a_graph_is_read(
+    job_of: Callable[..., Job], family: str, recipe: str, words: str
+) -> None:
+    job = job_of(family, recipe, capabilities=(86, 75))
+    with pytest.raises(SettingsError, match=rf"--compute-capability 7\.5: .*\.onnx has {words}.*--weights fp16"):
+        compile_bundle(job, lambda line: None)
+    assert not job.folder.exists()
+
+
+@pytest.mark.parametrize(("recipe", "capability"), [("fp16", 75), ("int8", 75), ("fp16", 80), ("int4", 121)])
+def test_the_oldest_and_the_newest_card_are_built_for(job_of: Callable[..., Job], recipe: str, capability: int) -> None:
+    index = compile_bundle(job_of("vlm", recipe, capabilities=(capability,)), lambda line: None)
+    assert index.engines.keys() == {"vision_encoder", "embed_tokens", "decoder"}
+
+
 def test_a_cache_beyond_the_models_context_is_refused(job_of: Callable[..., Job], limits: Limits) -> None:
     with pytest.raises(SettingsError, match=r"--cache-rows 513: .* takes 16 to 512"):
         compile_bundle(job_of(limits=replace(limits, cache_rows=513)), lambda line: None)
