@@ -17,9 +17,11 @@ from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from export.adopted.adopter import adopt_export
 from export.adopted.adoption import Said
 from export.adopted.tower import Pooling
+from graphs.dialect import portable_where_standard
 from graphs.labels import Label, unlabelled
 from graphs.layers import find_linears
 from graphs.store import open_graph
+from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
 from quant.samples.built_in import built_in_samples
 from runtime.one_embedding import DualEncoderRunner
@@ -126,6 +128,31 @@ def test_an_adopted_bundle_is_made_smaller_like_any_other(adopted: dict[str, Bun
         for folder in (parent.directory, tmp_path / "int8")
     )
     assert 0.99 < (before * after).sum() < 1
+
+
+def test_an_adopted_bundle_becomes_one_for_tensorrt_and_one_for_cuda(
+    adopted: dict[str, Bundle], tmp_path: Path
+) -> None:
+    """Its operators are ONNX's own, as TensorRT's have to be; nobody who adopts has a checkpoint to export anew."""
+    parent = adopted["clip"]
+    assert parent.manifest.dialect == "contrib"
+    assert portable_where_standard(parent).manifest.dialect == "portable"
+    for target, dialect in (("tensorrt", "portable"), ("cuda", "contrib")):
+        made = quantize_bundle(parent.directory, tmp_path / target, weights="fp16", options=Options(target=target))
+        assert (made.target, made.dialect) == (target, dialect)
+    images = [Image.open(EXPORTS / "picture.png")]
+    before, after = (
+        DualEncoderRunner(open_bundle(folder, allow_ungated=True), RuntimeSettings(intra_threads=1)).embed_images(
+            images
+        )
+        for folder in (parent.directory, tmp_path / "tensorrt")
+    )
+    assert (before * after).sum() > 0.999
+
+
+def test_operators_of_onnx_runtimes_own_are_of_the_contrib_dialect(smolvlm_bundle: Path) -> None:
+    bundle = open_bundle(smolvlm_bundle)
+    assert portable_where_standard(bundle) is bundle
 
 
 def _copy(name: str, folder: Path) -> Path:
