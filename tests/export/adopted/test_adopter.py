@@ -188,6 +188,14 @@ def test_a_hub_that_lists_nothing_leaves_the_word_to_what_is_fetched(
     assert adopt_export("some/clip", tmp_path / "out").source == "some/clip"
 
 
+def test_an_encoder_of_images_alone_is_refused_by_what_it_takes(tmp_path: Path) -> None:
+    folder = _copy("transformers_js", tmp_path)
+    (folder / "onnx" / "text_model.onnx").unlink()
+    (folder / "onnx" / "vision_model.onnx").rename(folder / "onnx" / "model.onnx")
+    with pytest.raises(UnsupportedConfigError, match="takes pixel_values and no input_ids: encoders of images alone"):
+        adopt_export(folder, tmp_path / "out")
+
+
 def test_quantized_graphs_alone_are_refused_by_name(tmp_path: Path) -> None:
     folder = _copy("clip", tmp_path)
     (folder / "model.onnx").rename(folder / "model_quantized.onnx")
