@@ -89,13 +89,14 @@ def compile_engines(
 ) -> None:
     """Build the TensorRT engines of a bundle of the portable dialect."""
     from bundle.directory import open_bundle
+    from graphs.dialect import portable_where_standard
     from runtime.tensorrt.builder import read_capability
     from runtime.tensorrt.compiler import Job, compile_bundle
     from runtime.tensorrt.fitting import check_fit
     from runtime.tensorrt.image_sizes import try_image_sizes
     from runtime.tensorrt.profiles import Limits, check_asked
 
-    opened = open_bundle(bundle, allow_ungated=allow_ungated)
+    opened = portable_where_standard(open_bundle(bundle, allow_ungated=allow_ungated))
     decoder = opened.manifest.decoder
     rows = cache_rows or min(_CACHE_ROWS, decoder.max_positions if decoder else _CACHE_ROWS)
     sequences = max_batch or _BATCH
