@@ -190,7 +190,8 @@ class EngineGraph:
             given = self._engine.shapes_of(profile, taken)
             sent = {name: self._sent(name, place) for name, place in binding.inputs.items()}
             rooms = {name: self._room(name, given[name], place, sent) for name, place in binding.outputs.items()}
-            addresses = {name: each.address for name, each in (*sent.items(), *rooms.items())}
+            addresses = {name: each.address for name, each in sent.items()}
+            addresses |= {name: each.address for name, each in rooms.items()}
             with device_gate(self.device):
                 self._engine.run(profile, addresses)
                 binding.results = [room.fetched() for room in rooms.values()]
