@@ -218,8 +218,9 @@ def _mark(value: ir.Value) -> ir.TensorProtocol | None:
     It marks scores that must not count, is multiplied by 0 where they shall, and 0 times infinity is no number.
     """
     held = _constant(value)
-    is_single = held is not None and held.dtype == SINGLE and held.size == 1
-    return held if is_single and np.abs(held.numpy()).max() > _LARGEST else None
+    if held is None or held.dtype != SINGLE or held.size != 1:
+        return None
+    return held if np.abs(held.numpy()).max() > _LARGEST else None
 
 
 def _halved(graph: ir.Graph, label: str, single: ir.TensorProtocol, *, keeps_above_zero: bool) -> ir.Value:

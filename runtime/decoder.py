@@ -17,14 +17,8 @@ from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import Component, ComponentName, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
-from runtime.device.steps import (
-    PROMPT_SLOTS,
-    PROMPT_TOKENS,
-    DeviceSteps,
-    captured_tokens,
-    has_greedy_ids,
-    runs_on_device,
-)
+from runtime.captured_runs import PROMPT_SLOTS, PROMPT_TOKENS
+from runtime.device.steps import DeviceSteps, captured_tokens, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array

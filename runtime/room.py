@@ -11,7 +11,7 @@ from devices.board import is_jetson
 from devices.memory import available_bytes
 from devices.nvml import free_bytes
 from runtime.cache_shape import CacheShape
-from runtime.device.steps import captured_bytes
+from runtime.captured_runs import captured_bytes
 from runtime.settings import Provider
 
 logger = logging.getLogger(__name__)

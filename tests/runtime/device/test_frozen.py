@@ -15,8 +15,8 @@ from bundle.directory import Bundle, open_bundle
 from bundle.golden import canary_image
 from bundle.prompt import Placeholder, Turn
 from runtime.cache_shape import cache_shape
+from runtime.captured_runs import captured_bytes
 from runtime.decoder import Decoder, TokenGraphs
-from runtime.device.steps import captured_bytes
 from runtime.feeds import Placed, TokenRun
 from runtime.one_request import VisionLanguageRunner
 from runtime.providers import WEIGHTS_APART
