@@ -35,7 +35,7 @@ from runtime.tensorrt.image_sizes import try_image_sizes
 from runtime.tensorrt.precision import is_half
 from runtime.tensorrt.profiles import Profile, profiles_of
 from runtime.tensorrt.provider_graphs import check_provider_graph
-from runtime.tensorrt.recorded import with_recorded_tokens
+from runtime.tensorrt.recorded import with_recorded_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def plan_of(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> P
     manifest = bundle.manifest
     component = manifest.components[name]
     limits = replace(settings.limits(manifest), image_sizes_px=try_image_sizes(bundle))
-    limits = with_recorded_tokens(bundle, component, limits)
+    limits = with_recorded_sizes(bundle, component, limits)
     if component.role == "decoder" and not is_built_in and CUDA not in runtime.get_available_providers():
         raise MachineError(
             f"{name}: a decoder's cache lies in CUDA's memory, which this ONNX Runtime {runtime.__version__} cannot "

@@ -41,10 +41,17 @@ def check_recorded(bundle: Bundle, profiles: Mapping[ComponentName, Sequence[Pro
                 )
 
 
-def with_recorded_tokens(bundle: Bundle, component: Component, limits: Limits) -> Limits:
-    """Return limits whose prompts are as long as the recorded one at least, which every load replays."""
-    tokens = [recorded for *_, size, recorded in _recorded(bundle, component) if size == "T"]
-    return replace(limits, max_prompt_tokens=max([limits.max_prompt_tokens, *tokens]))
+def with_recorded_sizes(bundle: Bundle, component: Component, limits: Limits) -> Limits:
+    """Return limits that the recorded run fits at least, which every load replays, however small somebody's are."""
+    most: dict[str, int] = {}
+    for *_, size, recorded in _recorded(bundle, component):
+        most[size] = max(recorded, most.get(size, 1))
+    return replace(
+        limits,
+        max_batch=max(limits.max_batch, most.get("B", 1)),
+        max_prompt_tokens=max(limits.max_prompt_tokens, most.get("T", 1)),
+        max_images=max(limits.max_images, most.get("I", 1)),
+    )
 
 
 def _recorded(bundle: Bundle, component: Component) -> Iterator[tuple[str, int, str, int]]:
