@@ -14,6 +14,7 @@ CHECKPOINTS = {name: _FOLDER / name for name in ("vlm-wide", "clip", "vlm")}
 SERVED = ("vlm-wide", "clip")
 """What a demo, and a server that is given no bundle, serves."""
 SOURCE_SHA256 = {
+    "vlm-wide": "8c9e6c88648ff7287365f52264b794cba9717fb067868c63aecc1642a9bcf1b8",
     "vlm": "c6d4516ee632de4d3183799961bd96a0a45b22dda7bc7878bd896719c2e432ef",
     "clip": "44bf058acf77001b3df0b8dd93ffd0e139c8d22d138e4f35418e4f53defe43bb",
     "vlm-ternary": "930e35d0c099910b8097b5983b2a75d946b2765c6360915912b7ede9e908f4a3",
