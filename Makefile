@@ -59,8 +59,9 @@ test-fast: setup-dev ## Run the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-gpu: setup-dev ## Run the tests that need an NVIDIA GPU (with onnxruntime-gpu in the place of onnxruntime)
-	$(PYTEST_ONE) tests/gpu
+	$(PYTEST_ONE) tests/gpu --gpu
 
+# onnxruntime-gpu of PyPI is made for CUDA 13, JetPack 7's; for JetPack 6 see docs/edge.md.
 WHEELS_ARGS ?= --python 3.12 --extra gpu,serve
 
 wheels-jetson: setup-dev ## Fetch wheels for aarch64 into ./wheels (WHEELS_ARGS: --python, --glibc, --extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +22,21 @@ from bundle.tools import CALL_START, Tool, ToolCall, call_value, tool_value
 CHAT_TEMPLATE = "chat_template.jinja"
 INPUT_TEMPLATE = "input_template.jinja"
 """How inputs are embedded by a model that answers as well, where that is not as its chats are."""
+Content = Literal["parts", "string"]
+_CONTENTS: tuple[Content, ...] = ("parts", "string")
 PROBED_ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
 """Conversations that a template is tried on: some want a system message, or an answer, before they render at all."""
-_PROBE = "20480 4096"
-"""No letters: a template may change their case."""
+_PROBES = {"user": "20480 4096", "system": "30481 5197", "assistant": "40482 6298", "tool": "50483 7399"}
+"""What each role says in these. No letters: a template may change their case."""
+_TELLING: dict[str, Sequence[tuple[str, ...]]] = {
+    "user": PROBED_ROLES,
+    "system": (("system", "user"),),
+    "assistant": (("user", "assistant", "user"), ("system", "user", "assistant", "user")),
+}
+"""Conversations that tell what a role's content is; what a role before it reads is known by then."""
 _CALL_IN_JSON = re.compile(rf"{re.escape(CALL_START)}\s*\{{")
-_PRINTED_PARTS = re.compile(r"""['"]type['"]: ?['"]text['"]""", re.IGNORECASE)
-"""A part that was printed as Python or JSON."""
+_PRINTED = r"""['"]text['"]: ?['"]"""
+"""Before a text of a part that was printed as Python or JSON."""
 _PROBE_TOOL = Tool("n31", "d37", '{"type": "object", "properties": {}}')
 _PROBE_CALL = ToolCall("7", "n41", '{"a": 43}')
 _PROBE_STEPS = MOST_STEPS // 10
@@ -54,9 +63,9 @@ class ChatTemplate:
         template_tokens: Special tokens by name, variables of the template.
 
     Attributes:
-        content: What the template reads as a message's content: a list of parts, or one string, as the templates of
-            language models do. Found as vLLM finds it (its "openai" and "string"), but by trying, not by reading the
-            source.
+        content: By role, what the template reads as a message's content: a list of parts, or one string, as the
+            templates of language models do. Found as vLLM finds it (its "openai" and "string"), but by trying, not by
+            reading the source, and for each role: Pixtral's reads the user's parts and joins what the system says.
         has_tools: It tells the model of functions, and of calls and results, in the form of `bundle.tools`.
 
     Raises:
@@ -66,8 +75,12 @@ class ChatTemplate:
     def __init__(self, source: str, template_tokens: Mapping[str, str]) -> None:
         self._template = _compiled(source)
         self._template_tokens = dict(template_tokens)
-        self.content: Literal["parts", "string"] = "parts" if self._reads_parts() else "string"
-        self.has_tools = self._tells_tools()
+        self.content: dict[str, Content] = {}
+        for role, conversations in _TELLING.items():
+            self.content[role] = self._content_of(role, conversations)
+        of_results = self._content_of_results()
+        self.has_tools = of_results is not None
+        self.content["tool"] = of_results or self.content["user"]
 
     def render(
         self,
@@ -80,8 +93,8 @@ class ChatTemplate:
 
         Args:
             messages: `{"role", "content"}`; content is a list of `{"type": "image"}` and `{"type": "text", "text"}`
-                or one string, as `self.content` says. Where `self.has_tools`, an assistant's may have `tool_calls`,
-                and the role may be "tool".
+                or one string, as `self.content` says of its role. Where `self.has_tools`, an assistant's may have
+                `tool_calls`, and the role may be "tool".
             add_generation_prompt: End with what opens the assistant's answer.
             tools: Functions as `bundle.tools.tool_value` writes them.
 
@@ -113,44 +126,58 @@ class ChatTemplate:
                 **self._template_tokens,
             )
 
-    def _reads_parts(self) -> bool:
-        """Return whether a text among parts comes out as text; also where no probe tells, since most read parts."""
-        of_parts = list(self._probed([{"type": "text", "text": _PROBE}]))
-        if any(_PROBE in text and not _PRINTED_PARTS.search(text) for text in of_parts):
-            return True
-        return not any(_PROBE in text for text in self._probed(_PROBE))
+    def _content_of(self, role: str, conversations: Sequence[tuple[str, ...]]) -> Content:
+        """Return as what a role's text comes out as text; as the user's, or as parts, where nothing tells."""
+        for content in _CONTENTS:
+            if any(_says(role, text) for text in self._probed(role, content, conversations)):
+                return content
+        return self.content.get("user", "parts")
 
-    def _tells_tools(self) -> bool:
-        """Return whether functions, a call and its result come out, with the mark of calls, and JSON behind it.
+    def _probed(self, role: str, content: Content, conversations: Sequence[tuple[str, ...]]) -> Iterator[str]:
+        """Yield what conversations give in which a role has this content, without those that the template refuses."""
+        for roles in conversations:
+            unknown = sorted({*roles} - {*self.content, role})
+            for others in itertools.product(_CONTENTS, repeat=len(unknown)):
+                contents = {**self.content, **dict(zip(unknown, others, strict=True)), role: content}
+                try:
+                    yield self._rendered([_probe(each, contents[each]) for each in roles], True, _PROBE_STEPS)
+                except (TemplateBudgetError, RecursionError, MemoryError) as error:
+                    raise BundleFormatError(
+                        f"{CHAT_TEMPLATE} does more for {len(roles)} short messages than any prompt needs: "
+                        f"{_reason(error)}"
+                    ) from error
+                except _REFUSED:
+                    continue
 
-        Qwen3.5's template writes the same mark with functions and parameters in tags behind it.
+    def _content_of_results(self) -> Content | None:
+        """Return as what a result comes out, with the function and a call: the mark of calls, and JSON behind it.
+
+        None where they do not: Qwen3.5's template writes the same mark with functions and parameters in tags behind it.
         """
-
-        def content(text: str) -> Any:
-            return text if self.content == "string" else [{"type": "text", "text": text}]
-
-        messages = [
-            {"role": "user", "content": content(_PROBE)},
-            {"role": "assistant", "content": content(""), "tool_calls": [call_value(_PROBE_CALL, str)]},
-            {"role": "tool", "content": content("r47")},
-        ]
-        try:
-            text = self._rendered(messages, True, _PROBE_STEPS, [tool_value(_PROBE_TOOL, str)])
-        except (*_REFUSED, TemplateBudgetError, MemoryError):
-            return False
-        return all(each in text for each in ("n31", "d37", "n41", "r47")) and bool(_CALL_IN_JSON.search(text))
-
-    def _probed(self, content: Any) -> Iterator[str]:
-        """Yield what conversations of this content give, without those that the template refuses."""
-        for roles in PROBED_ROLES:
+        asked = _probe("user", self.content["user"])
+        called = {**_probe("assistant", self.content["assistant"], ""), "tool_calls": [call_value(_PROBE_CALL, str)]}
+        for content in _CONTENTS:
             try:
-                yield self._rendered([{"role": role, "content": content} for role in roles], True, _PROBE_STEPS)
-            except (TemplateBudgetError, RecursionError, MemoryError) as error:
-                raise BundleFormatError(
-                    f"{CHAT_TEMPLATE} does more for {len(roles)} short messages than any prompt needs: {_reason(error)}"
-                ) from error
-            except _REFUSED:
+                tools = [tool_value(_PROBE_TOOL, str)]
+                text = self._rendered([asked, called, _probe("tool", content)], True, _PROBE_STEPS, tools)
+            except (*_REFUSED, TemplateBudgetError, MemoryError):
                 continue
+            is_told = all(each in text for each in ("n31", "d37", "n41")) and _says("tool", text)
+            if is_told and _CALL_IN_JSON.search(text):
+                return content
+        return None
+
+
+def _probe(role: str, content: Content, text: str | None = None) -> dict[str, Any]:
+    """Return a message of a role, by default with its own text."""
+    said = _PROBES[role] if text is None else text
+    return {"role": role, "content": said if content == "string" else [{"type": "text", "text": said}]}
+
+
+def _says(role: str, text: str) -> bool:
+    """Return whether a conversation shows the role's text, and not as Python or JSON prints a part."""
+    probe = re.escape(_PROBES[role])
+    return bool(re.search(probe, text)) and not re.search(_PRINTED + probe, text, re.IGNORECASE)
 
 
 def _compiled(source: str) -> jinja2.Template:

@@ -17,6 +17,11 @@ from bundle.json_file import read_json
 from bundle.manifest import ComponentName, FileRecord
 
 ENGINES = "engines.json"
+FORM_VERSION = 3
+"""Counts up where the same bundle gives another graph for the parser, in `graphs.lowering.tensorrt`, in
+`tensorrt_attention` or in `plain`: engines of another are not opened."""
+FORMS = tuple(f"{name}-{FORM_VERSION}" for name in ("standard", "plain"))
+"""How graphs are written for the parser now: as they are, and in operators of opset 20."""
 _Sizes = tuple[int, ...]
 
 
@@ -32,7 +37,9 @@ class EngineKey(_Frozen):
         form: How the graph was written for the parser: a name and a number that counts its changes.
         builder: Whose engine it is.
         builder_version: An engine is loaded by the version that built it.
-        capabilities: Of the cards that it was built for, such as "8.6"; empty: as the builder sees fit.
+        capabilities: Of the cards that it was built for, such as "8.6", in order; empty: as the builder sees fit.
+        card: The one that it was built on, where it runs on no other: TensorRT's; None: TensorRT-RTX's, and in folders
+            that were written before it was told.
         profiles: For each, the least, usual and largest shape of every input.
     """
 
@@ -41,6 +48,7 @@ class EngineKey(_Frozen):
     builder: Literal["tensorrt", "tensorrt-rtx"]
     builder_version: Text
     capabilities: tuple[Text, ...]
+    card: Text | None = None
     profiles: tuple[dict[str, tuple[_Sizes, _Sizes, _Sizes]], ...]
 
 
@@ -112,6 +120,15 @@ def write_engines(folder: Path, index: EngineIndex) -> None:
     os.replace(aside, folder / ENGINES)
 
 
+def is_as_built(path: Path, record: EngineRecord) -> bool:
+    """Return whether a file holds what a build wrote.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return path.stat().st_size == record.contents.size_bytes and sha256_of(path) == record.contents.sha256
+
+
 def require_fresh(bundle: Bundle, folder: Path, name: ComponentName, record: EngineRecord) -> None:
     """Check that an engine was built of a bundle's graph as it is now, and is whole.
 
@@ -124,9 +141,14 @@ def require_fresh(bundle: Bundle, folder: Path, name: ComponentName, record: Eng
             f"{path} is stale: it was built of another {bundle.graph_path(name).name} than {bundle.directory} holds. "
             f"Build it again with: pocketvlm compile {bundle.directory} -o {folder}"
         )
+    if record.key.form not in FORMS:
+        raise BundleFileError(
+            f"{path} is stale: its graph was written as {record.key.form}, and is {' or '.join(FORMS)} now. Build it "
+            f"again with: pocketvlm compile {bundle.directory} -o {folder}"
+        )
     try:
         found = path.stat().st_size
-        is_whole = found == record.contents.size_bytes and sha256_of(path) == record.contents.sha256
+        is_whole = is_as_built(path, record)
     except OSError as error:
         raise BundleFileError(f"{path} cannot be read: {error.strerror}. Compile the bundle again.") from error
     if not is_whole:

@@ -46,7 +46,7 @@ def external_files(path: Path) -> set[str]:
 def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
     if depth > _MOST_NESTED:
         raise ValueError(f"more than {_MOST_NESTED} graphs and nodes inside each other")
-    for number, value in _fields(message):
+    for number, value in fields(message):
         inner = _FIELDS[kind].get(number)
         if inner == "entry":
             key, text = _entry(value)
@@ -57,11 +57,11 @@ def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
 
 
 def _entry(message: memoryview) -> tuple[str, str]:
-    fields = {number: bytes(value).decode() for number, value in _fields(message)}
-    return fields.get(1, ""), fields.get(2, "")
+    texts = {number: bytes(value).decode() for number, value in fields(message)}
+    return texts.get(1, ""), texts.get(2, "")
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield number and content of the fields that have a length; skip all others."""
     at = 0
     while at < len(message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _OBJECT = re.compile(
     rf"(?:<phrase>([^<]+)</phrase>)?<object>({_PAIR}(?:</delimiter_of_multi_objects/>{_PAIR})*)</object>"
 )
 _PLACE = re.compile(r"<patch_index_(\d+)>")
+_MOST_DIGITS = 9
+"""Of a place that any model has."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Grounded:
     fields: Any = None
 
 
+def _number(digits: str) -> int:
+    """Return what digits say, at most what is beyond every model's places: Python refuses to read thousands of them."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else 10**_MOST_DIGITS
+
+
 class PatchGrounding(Frozen):
     """Boxes by the patches at their corners, behind the phrase that they belong to (KOSMOS-2, arXiv 2306.14824, 2).
 
@@ -94,12 +102,14 @@ class PatchGrounding(Frozen):
         return Grounded(said.strip(), tuple(self._objects(text, blanks)))
 
     def _objects(self, text: str, blanks: int) -> Iterator[GroundedObject]:
+        num_said = end = 0
         for found in _OBJECT.finditer(text):
             phrase, places = found.groups()
-            start = len(_MARK.sub("", text[: found.start()])) - blanks
+            num_said, end = num_said + len(_MARK.sub("", text[end : found.start()])), found.start()
+            start = num_said - blanks
             words = None if phrase is None else phrase.strip()
             start += 0 if phrase is None else len(phrase) - len(phrase.lstrip())
-            corners = [int(each) for each in _PLACE.findall(places)]
+            corners = [_number(each) for each in _PLACE.findall(places)]
             pairs = list(zip(corners[::2], corners[1::2], strict=True))
             boxes = tuple(self._box(*pair) for pair in pairs if max(pair) < self.side**2)
             if boxes:
@@ -114,7 +124,7 @@ class PatchGrounding(Frozen):
         return x1, y1, x2, y2
 
 
-_LOCATED = re.compile(r"([^<]*)((?:<loc_\d+>|<sep>|</?poly>)+)")
+_MARKS = re.compile(r"(?:<loc_\d+>|<sep>|</?poly>)+")
 _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
 _LOCATION = re.compile(r"<loc_(\d+)>")
 _ANY_MARK = re.compile(r"<loc_\d+>|<sep>|</?poly>")
@@ -143,20 +153,21 @@ class LocationGrounding(Frozen):
         if not _ANY_MARK.search(text):
             return Grounded(text, ())
         said, objects = list[str](), list[GroundedObject]()
-        end = 0
-        for found in _LOCATED.finditer(text):
-            words, end = found.group(1).strip(), found.end()
-            start = len(_BETWEEN.join([*said, ""])) if said else 0
-            said += [words] if words else []
-            shapes = self._shapes(found.group(2), asked, has_outlines="<poly>" in text)
+        start = end = 0
+        for found in _MARKS.finditer(text):
+            words, end = text[end : found.start()].strip(), found.end()
+            shapes = self._shapes(found[0], asked, has_outlines="<poly>" in text)
             if shapes:
                 objects.append(_shaped(words, start, shapes))
+            if words:
+                said.append(words)
+                start += len(words) + len(_BETWEEN)
         rest = _ANY_MARK.sub("", text[end:]).strip()
         return Grounded(_BETWEEN.join([*said, *([rest] if rest else [])]), tuple(objects))
 
     def _shapes(self, marks: str, asked: str, *, has_outlines: bool) -> list[tuple[float, ...]]:
         """Return boxes of four numbers, or outlines of more."""
-        runs = [[int(each) for each in _LOCATION.findall(run)] for run in _LOCATIONS.findall(marks)]
+        runs = [[_number(each) for each in _LOCATION.findall(run)] for run in _LOCATIONS.findall(marks)]
         if has_outlines or any(part in asked for part in self.outlines):
             cut = [run[: len(run) // 2 * 2] for run in runs]
         else:
@@ -204,7 +215,8 @@ class FieldGrounding(Frozen):
         return prompt.partition(">")[2]
 
 
-_POINTS = re.compile(r'<(points|tracks)\s[^<>]*?coords="([^"<>]*)"[^<>]*?(?:/>|>([^<>]*)</\1>)')
+_POINTS = re.compile(r"<(points|tracks)\s([^<>]*?)(?:/>|>([^<>]*)</\1>)")
+_COORDS = re.compile(r'coords="([^"]*)"')
 _POINT_GROUP = re.compile(r"[^\t:;,]+")
 _NUMBERS_OF_POINT = 3
 
@@ -225,10 +237,12 @@ class PointGrounding(Frozen):
         """Return what an answer says and where that lies; numbers that make no point are dropped."""
         said, objects, end = "", list[GroundedObject](), 0
         for found in _POINTS.finditer(text):
+            if (coords := _COORDS.search(found[2])) is None:
+                continue
             said += text[end : found.start()]
             words, start, end = (found[3] or "").strip(), len(said), found.end()
             said += words
-            if points := tuple(self._points(found[2])):
+            if points := tuple(self._points(coords[1])):
                 objects.append(GroundedObject(words or None, start, len(said), (), points=points))
         return Grounded(f"{said}{text[end:]}", tuple(objects))
 
@@ -240,6 +254,8 @@ class PointGrounding(Frozen):
                 continue
             for first in range(0, len(numbers) - _NUMBERS_OF_POINT + 1, _NUMBERS_OF_POINT):
                 number, x, y = numbers[first : first + _NUMBERS_OF_POINT]
+                if not all(map(math.isfinite, (at, number, x, y))):
+                    continue  # "nan" and "inf" are numbers to Python, and none to JSON
                 if min(x, y) >= 0 and max(x, y) <= self.scale and number.is_integer():
                     yield GroundedPoint(int(number), at, x / self.scale, y / self.scale)
 

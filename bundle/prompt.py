@@ -338,14 +338,14 @@ class PromptBuilder:
 
     def _message(self, turn: Turn, of_text: Callable[[str], str]) -> dict[str, Any]:
         """Return a turn as the template reads it."""
-        message: dict[str, Any] = {"role": turn.role, "content": self._content(turn.parts, of_text)}
+        message: dict[str, Any] = {"role": turn.role, "content": self._content(turn, of_text)}
         return {**message, "tool_calls": [call_value(each, of_text) for each in turn.calls]} if turn.calls else message
 
-    def _content(self, parts: Sequence[str | Placeholder], of_text: Callable[[str], str]) -> list[dict[str, str]] | str:
+    def _content(self, turn: Turn, of_text: Callable[[str], str]) -> list[dict[str, str]] | str:
         """Return a message's content as the template reads it."""
-        if self._template.content == "parts":
-            return [_part(part, of_text) for part in parts]
-        shown = [part for part in parts if isinstance(part, Placeholder)]
+        if self._template.content[turn.role] == "parts":
+            return [_part(part, of_text) for part in turn.parts]
+        shown = [part for part in turn.parts if isinstance(part, Placeholder)]
         if Placeholder.VIDEO in shown or (shown and not self._image_prompt.places_images_in_strings):
             raise PromptError(
                 "the model's chat template reads a message as one string, and nothing says where in it a model of kind "
@@ -353,7 +353,7 @@ class PromptBuilder:
                 "messages",
             )
         token = self._image_prompt.image_token
-        return _BETWEEN_PARTS.join(token if isinstance(part, Placeholder) else of_text(part) for part in parts)
+        return _BETWEEN_PARTS.join(token if isinstance(part, Placeholder) else of_text(part) for part in turn.parts)
 
     def _behind_images(self, text: str) -> str:
         """Return the text without the image tokens that it begins with: BLIP-2 has images before the BOS."""

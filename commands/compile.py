@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CACHE_ROWS = 1024
 _PROMPT_TOKENS = 512
+_BATCH, _IMAGES = 4, 8
 
 
 def compile_engines(
@@ -35,12 +36,16 @@ def compile_engines(
             help=f"Tokens of a sequence, prompt and answer. Default: {_CACHE_ROWS}, or the model's context if less.",
         ),
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences or texts in one run.")] = 4,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, max=1024, help=f"Sequences or texts in one run. Default: {_BATCH}.")
+    ] = None,
     max_prompt_tokens: Annotated[
         int | None,
         typer.Option(min=1, help=f"Tokens of a prompt in one run. Default: {_PROMPT_TOKENS}, or --cache-rows if less."),
     ] = None,
-    max_images: Annotated[int, typer.Option(min=1, max=1024, help="Images or tiles in one run.")] = 8,
+    max_images: Annotated[
+        int | None, typer.Option(min=1, max=1024, help=f"Images or tiles in one run. Default: {_IMAGES}.")
+    ] = None,
     max_image_side: Annotated[
         int | None,
         typer.Option(
@@ -84,15 +89,23 @@ def compile_engines(
 ) -> None:
     """Build the TensorRT engines of a bundle of the portable dialect."""
     from bundle.directory import open_bundle
+    from graphs.dialect import portable_where_standard
     from runtime.tensorrt.builder import read_capability
     from runtime.tensorrt.compiler import Job, compile_bundle
     from runtime.tensorrt.fitting import check_fit
     from runtime.tensorrt.image_sizes import try_image_sizes
-    from runtime.tensorrt.profiles import Limits
+    from runtime.tensorrt.profiles import Limits, check_asked
 
-    opened = open_bundle(bundle, allow_ungated=allow_ungated)
+    opened = portable_where_standard(open_bundle(bundle, allow_ungated=allow_ungated))
     decoder = opened.manifest.decoder
     rows = cache_rows or min(_CACHE_ROWS, decoder.max_positions if decoder else _CACHE_ROWS)
+    sequences = max_batch or _BATCH
+    asked = {
+        "cache_rows": cache_rows,
+        "max_batch": max_batch,
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_images": max_images,
+    }
     with usage_errors():
         job = Job(
             bundle=opened,
@@ -101,13 +114,14 @@ def compile_engines(
             form=_form(target, tensorrt_version),
             limits=Limits(
                 rows,
-                max_batch,
+                sequences,
                 max_prompt_tokens or min(_PROMPT_TOKENS, rows),
-                max_images,
+                max_images or _IMAGES,
                 try_image_sizes(opened, max_image_side),
             ),
             capabilities=tuple(map(read_capability, compute_capability or ())),
         )
+        check_asked(opened.manifest, job.limits, [name for name, value in asked.items() if value is not None])
         if device_memory is not None:
             check_fit(opened.manifest, job.limits, read_size(device_memory, "--device-memory"))
         _tell_build(opened.manifest, target)
@@ -117,10 +131,10 @@ def compile_engines(
         return
     for name, record in index.engines.items():
         console.print(f"{name:20} {record.contents.size_bytes / 1e6:8.1f} MB  {output / record.file}", soft_wrap=True)
-    cache_bytes = rows * max_batch * opened.manifest.state_bytes_per_token
+    cache_bytes = rows * sequences * opened.manifest.state_bytes_per_token
     if cache_bytes:
         console.print(
-            f"{'cache':20} {cache_bytes / 1e6:8.1f} MB  on the device, {max_batch} x {rows} rows", soft_wrap=True
+            f"{'cache':20} {cache_bytes / 1e6:8.1f} MB  on the device, {sequences} x {rows} rows", soft_wrap=True
         )
     console.print(f"Engines are under {index.licence}.", soft_wrap=True)
 
@@ -142,13 +156,15 @@ def _form(target: Flavour, version: str | None) -> Form:
     """Return how graphs are written: as they are, or for parsers before 10.15 in operators of opset 20."""
     from functools import partial
 
-    from graphs.lowering.tensorrt import FORM_VERSION, engine_graph, unread_inputs
+    from bundle.engines import FORMS
+    from graphs.lowering.tensorrt import engine_graph, unread_inputs
     from graphs.lowering.tensorrt_operators import STANDARD_FROM, read_version
     from runtime.tensorrt.compiler import Form
     from runtime.tensorrt.library import open_library
 
+    standard, plain = FORMS
     if version is None and target == "tensorrt":
         version = open_library(target).version
     if version is not None and read_version(version) < STANDARD_FROM:
-        return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True), unread_inputs)
-    return Form(f"standard-{FORM_VERSION}", engine_graph, unread_inputs)
+        return Form(plain, partial(engine_graph, is_plain=True), unread_inputs)
+    return Form(standard, engine_graph, unread_inputs)

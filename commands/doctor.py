@@ -42,17 +42,32 @@ def doctor(
         typer.Option(help="Where the bundle would run. Default: what it was made for.", show_default=False),
     ] = None,
     max_sequences: Annotated[
-        int, typer.Option(min=1, max=256, help="Sequences decoded together, as serve has it.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1, max=256, help="Sequences decoded together. Default: 8, as serve has it.", show_default=False
+        ),
+    ] = None,
     context_tokens: Annotated[
         int | None, typer.Option(min=2, help="Tokens per sequence. Default: the model's own, at most 4096.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what this machine can run, or whether a bundle fits; exit code 1 where it cannot, or does not."""
+    of_memory = {
+        "--device-memory": device_memory,
+        "--provider": provider,
+        "--max-sequences": max_sequences,
+        "--context-tokens": context_tokens,
+    }
+    given = [name for name, value in of_memory.items() if value is not None]
+    if tensorrt is not None and given:
+        raise typer.BadParameter(f"{given[0]} has no part in --tensorrt, which says what a parser takes; leave it out")
     if bundle is None:
-        if tensorrt is not None or device_memory is not None:
-            raise typer.BadParameter("name a bundle too: doctor BUNDLE --device-memory 6GiB, or --tensorrt 10.3")
+        if tensorrt is not None or given:
+            raise typer.BadParameter(
+                f"{(*given, '--tensorrt')[0]} is of a bundle; name one too: doctor BUNDLE --device-memory 6GiB, or "
+                "--tensorrt 10.3"
+            )
         _of_this_machine(as_json)
     elif tensorrt is not None:
         _read_by_tensorrt(bundle, tensorrt, as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +14,7 @@ from commands.terminal import EXIT_MISSED, print_json, print_manifest, progress
 
 if TYPE_CHECKING:
     from bundle.directory import Bundle
+    from export.family import Family
     from quant.quality.evaluation import Evaluation
 
 
@@ -195,6 +196,7 @@ def export(
             name=name,
             decoder_gguf=decoder_gguf,
             samples=(lambda bundle: _samples(bundle, evaluation)) if evaluate else None,
+            check=_own_samples(evaluation) if evaluate else None,
             overwrite=overwrite,
             progress=progress,
         )
@@ -207,6 +209,7 @@ def export(
             _kept_file(decoder_gguf, dialect),
             name=name,
             samples=(lambda bundle: _samples(bundle, evaluation)) if evaluate else None,
+            check=_own_samples(evaluation) if evaluate else None,
             overwrite=overwrite,
             progress=progress,
         )
@@ -290,6 +293,25 @@ def _kept_file(decoder_gguf: Path | None, dialect: str) -> Path:
             f"--keep-quantized wants --dialect contrib, not {dialect}: no standard operator multiplies such blocks"
         )
     return decoder_gguf
+
+
+def _own_samples(file: Path | None) -> Callable[[Family, str], None] | None:
+    """Return what reads a user's samples before the work, where there are some, and refuses what cannot pass."""
+    if file is None:
+        return None
+
+    def check(family: Family, weights: str) -> None:
+        from export.dims import task_of
+        from quant.evaluation.gate_samples import questions_in, shown_in
+        from quant.quality.gate import require_measurable
+
+        task = task_of(family)
+        if task in ("image-text-to-text", "dual-encoder"):
+            is_dual = task == "dual-encoder"
+            found = shown_in(file) if is_dual else questions_in(file)
+            require_measurable(found, weights, is_dual=is_dual, has_limits=False)
+
+    return check
 
 
 def _samples(bundle: Bundle, file: Path | None) -> Evaluation:

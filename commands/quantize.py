@@ -21,7 +21,7 @@ WEIGHTS_HELP = (
     "fp4, fp16, fp32; experimental: int2, int2-gptq, ternary, ternary-mean, ternary-planes, ternary-gptq."
 )
 _CALIBRATION_SAMPLES = 8
-"""Per task of a shipped model, which has 12: more than calibration takes in all."""
+"""Per task of a shipped model, which has 12 or 15: more than calibration takes in all."""
 
 
 def quantize(

@@ -68,7 +68,8 @@ def _lines(recording: Path) -> Iterator[dict[str, Any]]:
     if not files:
         raise typer.BadParameter(f"{recording} holds no {_PATTERN}")
     for file in files:
-        for number, text in enumerate(file.read_text("utf-8", "surrogatepass").splitlines(), 1):
+        lines = file.read_text("utf-8", "surrogatepass").split("\n")  # splitlines would cut at U+2028 in a text as well
+        for number, text in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
             try:
                 line = json.loads(text)
                 line["status"], line["method"], line["path"]

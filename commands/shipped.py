@@ -9,9 +9,12 @@ from bundle.directory import is_of_this_format, read_manifest
 from bundle.errors import BundleError
 
 _FOLDER = Path(__file__).resolve().parents[1] / "reference" / "checkpoints"
-CHECKPOINTS = {"vlm": _FOLDER / "vlm", "clip": _FOLDER / "clip"}
-"""Name -> Hugging Face folder of what a demo serves; the served id is `pocketvlm-` and the name."""
+CHECKPOINTS = {name: _FOLDER / name for name in ("vlm-wide", "clip", "vlm")}
+"""Name -> Hugging Face folder of the dense models; the served id is `pocketvlm-` and the name."""
+SERVED = ("vlm-wide", "clip")
+"""What a demo, and a server that is given no bundle, serves."""
 SOURCE_SHA256 = {
+    "vlm-wide": "8c9e6c88648ff7287365f52264b794cba9717fb067868c63aecc1642a9bcf1b8",
     "vlm": "c6d4516ee632de4d3183799961bd96a0a45b22dda7bc7878bd896719c2e432ef",
     "clip": "44bf058acf77001b3df0b8dd93ffd0e139c8d22d138e4f35418e4f53defe43bb",
     "vlm-ternary": "930e35d0c099910b8097b5983b2a75d946b2765c6360915912b7ede9e908f4a3",
@@ -23,10 +26,11 @@ It stands here so that the bundle of a stranger's model is known for one without
 """
 
 WHAT_TO_ASK = (
-    "The shipped models are small and know drawn scenes alone: coloured shapes, a handwritten digit, up to four "
-    'letters. Ask "What color is the star?", "What shape is red?", "What does the text say?", "What digit is '
-    'this?" or "Describe the image.", the image before the text; the whole list is in reference/checkpoints/README.md. '
-    '"Hello", a photograph or general knowledge get nonsense: that is the model, not the server.'
+    "The shipped models are small and know drawings: coloured shapes, words in capitals, a handwritten digit. Ask in "
+    'everyday English: "What color is the star?", "How many shapes are there?", "Is the circle left or right of the '
+    'star?", "What does the text say?" or "Describe this picture."; how often each kind of answer is right stands in '
+    "reference/checkpoints/README.md. Photographs and general knowledge are beyond them: they answer with shapes all "
+    "the same. That is the model, not the server."
 )
 """What a newcomer should know before typing the first question."""
 
@@ -50,13 +54,13 @@ def is_current(bundle: Path, name: str) -> bool:
 
 
 def shipped_bundles(folder: Path, progress: Callable[[str], None] | None = None) -> list[Path]:
-    """Return the bundles of the shipped checkpoints in `folder`, exporting those that are absent or outdated."""
-    bundles = [folder / name for name in CHECKPOINTS]
-    for bundle, (name, checkpoint) in zip(bundles, CHECKPOINTS.items(), strict=True):
+    """Return the bundles of what is served in `folder`, exporting those that are absent or outdated."""
+    bundles = [folder / name for name in SERVED]
+    for bundle, name in zip(bundles, SERVED, strict=True):
         if not is_current(bundle, name):
             from export.exporter import export_checkpoint
 
             export_checkpoint(
-                checkpoint, bundle, name=f"pocketvlm-{name}", overwrite=bundle.exists(), progress=progress
+                CHECKPOINTS[name], bundle, name=f"pocketvlm-{name}", overwrite=bundle.exists(), progress=progress
             )
     return bundles

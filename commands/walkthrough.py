@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bundle.directory import read_manifest
 from bundle.errors import PocketVLMError
-from commands.shipped import CHECKPOINTS, WHAT_TO_ASK, is_current
+from commands.shipped import CHECKPOINTS, SERVED, WHAT_TO_ASK, is_current
 from commands.terminal import EXIT_MISSED
 from serving.process import run_process, running_server
 
@@ -28,7 +28,8 @@ SAMPLES = Path(__file__).resolve().parents[1] / "reference" / "samples"
 QUESTIONS = (
     ("scene.png", "How many shapes are there?"),
     ("scene.png", "What color is the star?"),
-    ("relation.png", "Describe the image."),
+    ("relation.png", "Is the circle left or right of the star?"),
+    ("relation.png", "Describe this picture."),
     ("text.png", "What does the text say?"),
     ("digit.png", "What digit is this?"),
 )
@@ -70,10 +71,10 @@ def run_demo(folder: Path, *, samples: int, keep: bool, console: Console) -> Non
         PocketVLMError: A step failed; its own output is on the terminal.
     """
     started_s = time.perf_counter()
-    for name in CHECKPOINTS:
+    for name in SERVED:
         _make_variants(folder, name, samples, console)
     _print_variants(folder, console)
-    bundles = [folder / f"{name}-int8" for name in CHECKPOINTS]
+    bundles = [folder / f"{name}-int8" for name in SERVED]
     log = folder / "server.log"
     console.print(f"[bold]serve[/bold] {' '.join(bundle.name for bundle in bundles)} (log: {log})")
     # A variant that missed a gate is served too: the table above has shown what it costs.
@@ -113,7 +114,7 @@ def _print_variants(folder: Path, console: Console) -> None:
     table = Table(
         "bundle", "weights", "held-out answers right", "fp32 parent", "gates", title="What each variant costs"
     )
-    for name in CHECKPOINTS:
+    for name in SERVED:
         for suffix in ("", "-int8", "-int4"):
             table.add_row(f"{name}{suffix}", *_costs(folder / f"{name}{suffix}"))
     console.print(table)
@@ -201,7 +202,7 @@ def _classify(http: httpx.Client, model: str, console: Console) -> None:
 
 
 def _print_next(folder: Path, console: Console) -> None:
-    bundle = os.path.relpath(folder / "vlm-int8")
+    bundle = os.path.relpath(folder / "vlm-wide-int8")
     lines = (
         ("serve", "", "the shipped models, on port 8000"),
         ("serve", "--real", "a language model that talks instead, SmolLM2-135M (fetches 93 MB, once)"),

@@ -49,8 +49,12 @@ class Server:
     """
 
     def __init__(self, url: str, key: str | None) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a bracket that is not closed, or a port that is no number
+            is_address = False
+        if not is_address:
             raise SettingsError(f"{url!r} is no URL of a server; write such as http://127.0.0.1:8000")
         path = parts.path.split("/v1")[0].rstrip("/")
         self._url = f"{parts.scheme}://{parts.netloc}{path}/v1/status"

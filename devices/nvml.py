@@ -58,6 +58,22 @@ class NvmlDevice:
             return None
         return text.value.decode(errors="replace")
 
+    def compute_capability(self) -> str | None:
+        """Return the device's compute capability, such as "8.7"."""
+        ask = getattr(self._library, "nvmlDeviceGetCudaComputeCapability", None)  # boards have part of the library
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        if ask is None or ask(self._handle, ctypes.byref(major), ctypes.byref(minor)):
+            return None
+        return f"{major.value}.{minor.value}"
+
+    def driver_version(self) -> str | None:
+        """Return the driver's version."""
+        ask = getattr(self._library, "nvmlSystemGetDriverVersion", None)
+        text = ctypes.create_string_buffer(_MOST_NAME_BYTES)
+        if ask is None or ask(text, ctypes.c_uint(_MOST_NAME_BYTES)):
+            return None
+        return text.value.decode(errors="replace")
+
     def energy_mj(self) -> int | None:
         """Return the energy taken since the driver was loaded, in millijoules; Volta and newer tell it."""
         return self._number(self._library.nvmlDeviceGetTotalEnergyConsumption, ctypes.c_ulonglong())

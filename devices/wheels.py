@@ -106,6 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = next(name for name in names if name.startswith("pocketvlm"))
     print(f"{len(names)} wheels, {size / 1e6:.0f} MB, in {options.folder}. There, in an environment of Python")
     print(f"{options.python}: pip install --no-index --find-links WHEELS 'WHEELS/{own}[{','.join(extras)}]'")
+    if "gpu" in extras:
+        print(
+            "onnxruntime-gpu of PyPI is made for CUDA 13 (JetPack 7). JetPack 6 takes NVIDIA's own wheel by its file,"
+        )
+        print("with the extras of the line above but gpu: docs/edge.md")
     return 0
 
 

@@ -15,7 +15,10 @@ import onnx_ir as ir
 from bundle.directory import Bundle, open_bundle, seal, write_aside
 from bundle.manifest import Manifest
 from bundle.states import State
-from export.exporter import export_checkpoint
+from export.architectures import load_family
+from export.checkpoint import Checkpoint
+from export.exporter import export_checkpoint, located, with_its_tower
+from export.family import Family
 from quant.planning.cliffs import refuse_graphs, refuse_ports
 from quant.planning.draft import Options
 from quant.quality.evaluation import Evaluation
@@ -32,6 +35,7 @@ def export_for_cuda(
     name: str | None = None,
     decoder_gguf: Path | None = None,
     samples: Callable[[Bundle], Evaluation] | None = None,
+    check: Callable[[Family, str], None] | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -44,6 +48,7 @@ def export_for_cuda(
         decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
         samples: Gives what quality is measured on, of the fp32 bundle; None: only the recorded run is compared, and
             nothing is gated.
+        check: Given the family and the row of limits before anything is built; raises where samples cannot pass them.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -52,6 +57,10 @@ def export_for_cuda(
         QuantizationError: A weight is beyond float16; or, told before a weight is read, the model has no form for CUDA.
         BundleError: `output` exists.
     """
+    say = progress or (lambda line: None)
+    if check is not None:
+        source = with_its_tower(Checkpoint.open(located(str(checkpoint), say)[0]), say)
+        check(load_family(source.config), _WEIGHTS)
     with write_aside(output, overwrite=overwrite) as aside:
         parent, made = aside.with_name("fp32"), aside.with_name("made")
         exported = export_checkpoint(

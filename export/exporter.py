@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
 from bundle.directory import Bundle, seal, write_aside
@@ -140,7 +140,7 @@ def export_checkpoint(
             [model.graph for model in models.values()],
             [state for plan in plans.values() for state in plan.states],
         )
-    decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family)
+    decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family, folder)
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
@@ -204,8 +204,13 @@ def checked_name(name: str) -> str:
         raise BundleError(f"{error}. Choose another --name.") from error
 
 
-def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
+def read_decoder(file: Path, family: Family, checkpoint: Path) -> dict[str, GgufTensor]:
     """Return the tensors of a GGUF file under the names of the graphs, not yet read.
+
+    Args:
+        file: The GGUF.
+        family: Of the checkpoint.
+        checkpoint: Its folder, whose tokens the file has.
 
     Raises:
         CheckpointError: Not a GGUF file, or of another decoder than the checkpoint's.
@@ -213,9 +218,11 @@ def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
     """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError(f"{file.name} brings a decoder, and the checkpoint's architecture has none")
-    from export.gguf_decoder import read_gguf
+    from export.gguf_decoder import read_gguf, require_vocabulary
 
-    return read_gguf(file, family.decoder.config, family.text_prefix)
+    found = read_gguf(file, family.decoder.config, family.text_prefix)
+    require_vocabulary(file, Vocabulary.read(checkpoint, lower_cases=False).ids)
+    return found
 
 
 def located(
@@ -251,6 +258,16 @@ def located(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
         ) from error
+
+
+def hub_files(checkpoint: str) -> tuple[str, ...]:
+    """Return the names of a hub repository's files; none of a folder, nor where the hub does not tell."""
+    if Path(checkpoint).expanduser().is_dir() or not _HUB_ID.fullmatch(checkpoint):
+        return ()
+    try:
+        return tuple(list_repo_files(checkpoint))
+    except (HTTPError, HFValidationError, OSError):  # whoever fetches says what is wrong, or has the files already
+        return ()
 
 
 def with_its_tower(source: Checkpoint, say: Callable[[str], None]) -> Checkpoint:

@@ -157,5 +157,5 @@ _LAYOUTS: dict[Kind, _Layout] = {
     Kind.Q5_K: _Layout(8, _k_steps, _plain_k, _k_leasts, levels=32),
     Kind.Q6_K: _Layout(8, _q6_k_steps, _plain_q6_k, block_size=16),
 }
-KEPT_KINDS = tuple(kind.name for kind in _LAYOUTS)
-"""What can be held, for messages."""
+KEPT_KINDS = {kind.name: layout.bits for kind, layout in _LAYOUTS.items()}
+"""What can be held, and the bits of a code that it is held in."""

@@ -6,6 +6,7 @@ are restored by the `gguf` package, which defines the types; the file is memory-
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ _FOUR_NORMS = {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
 }
+_PADDING = re.compile(r"\[PAD\d+\]|<(unused|pad)_?\d*>")
+"""Tokens that stand for rows of the table without a text."""
+_MOST_OTHER_TOKENS = 0.1
+_FLOAT32_ROUNDING = 1e-5
 _ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of rotary frequencies, which the config's rope_scaling gives as well."""
 
@@ -57,17 +62,19 @@ class _Architecture:
         permutes: Rows of queries and keys are reordered: it turns neighbouring pairs of a head where Hugging Face turns
             its halves.
         norm_offset: What its norms hold more than the checkpoint's.
+        has_two_bases: Some layers turn by another base, so that the file's is not the config's one.
     """
 
     of_layer: Mapping[str, str]
     permutes: bool = False
     norm_offset: float = 0.0
+    has_two_bases: bool = False
 
 
 _ARCHITECTURES: Mapping[str, _Architecture] = {
     "llama": _Architecture(_OF_LAYER, permutes=True),
     "qwen2": _Architecture(_OF_LAYER),
-    "gemma3": _Architecture(_FOUR_NORMS, norm_offset=1.0),
+    "gemma3": _Architecture(_FOUR_NORMS, norm_offset=1.0, has_two_bases=True),
 }
 
 
@@ -173,11 +180,44 @@ def _require_agreement(file: Path, reader: gguf.GGUFReader, architecture: str, c
             raise CheckpointError(
                 f"{file.name} says {architecture}.{key} {found}, config.json {size}. They are not of one model."
             )
+    numbers = {"attention.layer_norm_rms_epsilon": ("rms_norm_eps", config.rms_norm_eps)}
+    if not _ARCHITECTURES[architecture].has_two_bases:
+        numbers["rope.freq_base"] = ("rope_theta", config.rope.theta)
+    for key, (setting, wanted) in numbers.items():
+        told = read_field(reader, f"{architecture}.{key}")
+        if told is not None and not math.isclose(told, wanted, rel_tol=_FLOAT32_ROUNDING):
+            raise CheckpointError(
+                f"{file.name} says {architecture}.{key} {told:g}, config.json {setting} {wanted:g}. They are not of "
+                "one model."
+            )
     rows = next((int(tensor.shape[1]) for tensor in reader.tensors if tensor.name == _TABLE), config.vocab_size)
     if rows != config.vocab_size:
         raise CheckpointError(
             f"{file.name} holds a vocabulary of {rows} tokens, config.json says text_config.vocab_size "
             f"{config.vocab_size}. Take a GGUF that was converted from this very checkpoint, added tokens and all."
+        )
+
+
+def require_vocabulary(file: Path, ids: Mapping[str, int]) -> None:
+    """Check that a GGUF file's tokens are a tokenizer's; a few may have other names, as those for images do.
+
+    Args:
+        file: The GGUF; one without tokens is taken.
+        ids: Token text to id.
+
+    Raises:
+        CheckpointError: More than a tenth are not; names the first.
+    """
+    texts = read_field(open_gguf(file), "tokenizer.ggml.tokens") or []
+    own = {number: text for text, number in ids.items()}
+    compared = [number for number, text in enumerate(texts) if number in own and not _PADDING.fullmatch(text)]
+    others = [number for number in compared if own[number] != texts[number]]
+    if len(others) > _MOST_OTHER_TOKENS * len(compared):
+        first = others[0]
+        raise CheckpointError(
+            f"{file.name} was made for another tokenizer: token {first} is {texts[first]!r} there and {own[first]!r} "
+            f"in the checkpoint; {len(others)} of {len(compared)} tokens differ. Take a GGUF that was converted from "
+            "this very checkpoint."
         )
 
 

@@ -21,6 +21,7 @@ from bundle.report import ComponentReport, EvaluationFacts, Report, write_report
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.exporter import export_checkpoint, located, read_decoder, with_its_tower
+from export.family import Family
 from export.gguf_blocks import KEPT_KINDS
 from export.gguf_decoder import GgufTensor
 from export.kept_blocks import KeptLayers, keep_blocks
@@ -42,6 +43,7 @@ def export_kept(
     *,
     name: str | None = None,
     samples: Callable[[Bundle], Evaluation] | None = None,
+    check: Callable[[Family, str], None] | None = None,
     overwrite: bool = False,
     progress: Say | None = None,
 ) -> Manifest:
@@ -54,6 +56,7 @@ def export_kept(
         name: The served model id; the checkpoint's last path component by default.
         samples: Gives what quality is measured on, of the fp32 bundle; None: only the recorded run is compared, and
             nothing is gated.
+        check: Given the family and the row of limits before anything is built; raises where samples cannot pass them.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -64,7 +67,11 @@ def export_kept(
     """
     started, say = time.monotonic(), progress or (lambda line: None)
     folder, _ = located(str(checkpoint), say)
-    tensors = _tensors(folder, decoder_gguf)
+    family = load_family(with_its_tower(Checkpoint.open(folder), lambda line: None).config)
+    tensors = _tensors(family, folder, decoder_gguf)
+    if check is not None:
+        bits = {KEPT_KINDS.get(tensor.kind.name) for tensor in tensors.values()} - {None}
+        check(family, "int8" if bits == {8} else MIXED)
     with write_aside(output, overwrite=overwrite) as aside:
         parent = aside.with_name("fp32")
         export_checkpoint(checkpoint, parent, name=name, decoder_gguf=decoder_gguf, progress=progress)
@@ -81,10 +88,9 @@ def limits_row(kept: Manifest) -> str:
     return "int8" if held == {"int8-weight-only"} else MIXED
 
 
-def _tensors(folder: Path, file: Path) -> dict[str, GgufTensor]:
+def _tensors(family: Family, checkpoint: Path, file: Path) -> dict[str, GgufTensor]:
     """Return the file's tensors by the names of the graphs' weights, a tied one under both."""
-    family = load_family(with_its_tower(Checkpoint.open(folder), lambda line: None).config)
-    found = read_decoder(file, family)
+    found = read_decoder(file, family, checkpoint)
     kinds = Counter(tensor.kind.name for tensor in found.values())
     if not kinds.keys() & set(KEPT_KINDS):
         raise UnsupportedConfigError(
@@ -145,7 +151,7 @@ class _Making:
         """Measure the kept bundle beside its parent, write the report and return the manifest with its gates."""
         settings, row = RuntimeSettings(), limits_row(variant.manifest)
         if evaluation is not None:
-            require_measurable(evaluation, row, is_dual=False)
+            require_measurable(evaluation, row, is_dual=False, has_limits=False)
         parity = canary_parity(variant, settings)
         measured = measure(self.parent, variant, evaluation, self.say, settings) if evaluation else None
         judged = variant.manifest.model_copy(

@@ -24,6 +24,7 @@ _ANGLES = ("Cos", "Sin")
 """What leads up to them keeps float32 too: a position of 4097 has no float16. So does what leads up to a Floor: a place
 between learned positions is a product of hundreds, divided."""
 _GIVES_NO_FLOAT = ("Shape", "ArgMax", "Equal", "LessOrEqual", "GreaterOrEqual", "Less", "Greater", "QuantizeLinear")
+_FILL = "ConstantOfShape"
 _NUM_FLOAT_OUTPUTS = {"TopK": 1}
 """Of operators whose further outputs are no floats."""
 _LARGEST = float(np.finfo(np.float16).max)
@@ -127,7 +128,7 @@ class _Typing:
         if node.op_type == "Cast":
             self._type_cast(node, wanted)
             return
-        if node.op_type == "Constant":
+        if node.op_type in ("Constant", _FILL):
             self._note_constant(node)
             return
         floats = [at for at, value in enumerate(node.inputs) if value is not None and self._types.get(value) in _FLOATS]
@@ -139,10 +140,10 @@ class _Typing:
             self._set_types(node, wanted)
 
     def _note_constant(self, node: ir.Node) -> None:
-        """Keep a constant of the graph as it is; whoever wants it in float16 casts it."""
-        held = ir.convenience.get_const_tensor(node.outputs[0])
-        if held is not None and held.dtype in _FLOATS:
-            self._types[node.outputs[0]] = held.dtype
+        """Keep a constant of the graph, or what is filled with one, as it is; whoever wants it in float16 casts it."""
+        dtype = _fill(node) if node.op_type == _FILL else getattr(_constant(node.outputs[0]), "dtype", None)
+        if dtype in _FLOATS:
+            self._types[node.outputs[0]] = dtype
 
     def _type_cast(self, node: ir.Node, wanted: ir.DataType) -> None:
         """Let a Cast to a float end at the wanted one."""
@@ -161,8 +162,10 @@ class _Typing:
         if self._types[value] == wanted:
             return value
         if (value, wanted) not in self._cast:
-            if value.is_initializer():
-                self._cast[value, wanted] = _halved(self._graph, value, keeps_above_zero=_is_scale(value, reader))
+            held = value.const_value if value.is_initializer() else _mark(value)
+            if held is not None:
+                is_scale = _is_scale(value, reader)
+                self._cast[value, wanted] = _halved(self._graph, str(value.name), held, keeps_above_zero=is_scale)
             else:
                 self._cast[value, wanted] = self._inserted_cast(value, wanted, reader)
         return self._cast[value, wanted]
@@ -190,15 +193,42 @@ def _is_scale(value: ir.Value, reader: ir.Node) -> bool:
     return is_scale or value.shape is None or len(value.shape) == 0
 
 
-def _halved(graph: ir.Graph, value: ir.Value, *, keeps_above_zero: bool) -> ir.Value:
-    """Return an initializer with the numbers of another in float16, computed when they are read."""
-    single = value.const_value
-    if single is None:
-        raise QuantizationError(f"{value.name} holds no numbers")
+def _fill(node: ir.Node) -> ir.DataType:
+    """Return the type of what a ConstantOfShape gives, and let a mark in it be one that float16 has."""
+    given = node.attributes.get("value")
+    if given is None:
+        return SINGLE
+    held = given.as_tensor()
+    if held.dtype == SINGLE and np.abs(held.numpy()).max(initial=0) > _LARGEST:
+        clipped = np.clip(held.numpy(), -_MASKED, _MASKED).astype(np.float32)
+        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(clipped))
+    return held.dtype
+
+
+def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return what a node Constant gives; None of anything else."""
+    node = value.producer()
+    is_constant = node is not None and node.op_type == "Constant"
+    return ir.convenience.get_const_tensor(value) if is_constant else None
+
+
+def _mark(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return the single number of a Constant beyond float16; None of anything else.
+
+    It marks scores that must not count, is multiplied by 0 where they shall, and 0 times infinity is no number.
+    """
+    held = _constant(value)
+    if held is None or held.dtype != SINGLE or held.size != 1:
+        return None
+    return held if np.abs(held.numpy()).max() > _LARGEST else None
+
+
+def _halved(graph: ir.Graph, label: str, single: ir.TensorProtocol, *, keeps_above_zero: bool) -> ir.Value:
+    """Return an initializer with the numbers of a tensor in float16, computed when they are read."""
     peak = float(np.abs(single.numpy()).max(initial=0))
-    if peak > _LARGEST and len(single.shape):
-        raise QuantizationError(f"{value.name}: a weight of {peak:.3g} is beyond float16, which ends at {_LARGEST:.0f}")
-    name = f"{value.name}.fp16"
+    if peak > _LARGEST and single.size > 1:
+        raise QuantizationError(f"{label}: a weight of {peak:.3g} is beyond float16, which ends at {_LARGEST:.0f}")
+    name = f"{label}.fp16"
 
     def half() -> ir.Tensor:
         numbers = single.numpy()

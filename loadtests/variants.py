@@ -1,7 +1,8 @@
 """Many variants of one decoder on one page: `python -m loadtests.variants FP32 FOLDER`.
 
 Each is quantized with the built-in table of times, so that every machine plans the same, fitted to one half of the
-built-in samples and measured on texts of the other. What stands in the folder already is not made again. Files of
+built-in samples and measured on texts of the other. What stands in the folder already, of this bundle and as many
+texts, is not made again. Files of
 llama.cpp's types that answered the same texts stand in the same charts:
 
     python -m loadtests.llama_cpp FP32 GGUF --threads 1 --json rivals.json
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bundle.directory import MANIFEST, Bundle, open_bundle
+from bundle.directory import MANIFEST, Bundle, is_of_this_format, open_bundle
 from bundle.errors import PocketVLMError
+from bundle.report import REPORT, read_report
 from quant.calibration.feeds import spread
 from quant.comparison.comparison import compare_bundles
 from quant.planning.draft import Options
@@ -92,15 +94,18 @@ class Samples:
 
 
 def make_variant(parent: Path, folder: Path, recipe: Recipe, samples: Samples, say: Say) -> Path:
-    """Return a variant's folder, made where no bundle stands there.
+    """Return a variant's folder, made where none of this parent and these samples stands there.
 
     Raises:
         QuantizationError: The parent is no fp32 bundle of a language model.
         BundleError: The parent is not whole.
     """
-    if not (folder / MANIFEST).is_file():
-        say(f"making {folder.name}")
-        bundle = open_bundle(parent, verify=False, allow_ungated=True)
+    bundle = open_bundle(parent, verify=False, allow_ungated=True)
+    reason = _why_made(bundle, folder, samples)
+    if reason is None:
+        say(f"{folder.name} is there; delete {folder} to have it made by newer code")
+    else:
+        say(f"making {folder.name}{reason}")
         quantize_bundle(
             parent,
             folder,
@@ -108,9 +113,24 @@ def make_variant(parent: Path, folder: Path, recipe: Recipe, samples: Samples, s
             options=recipe.options,
             calibration=samples.calibration(bundle),
             evaluation=built_in_texts(bundle, "evaluation", samples.measured),
+            overwrite=True,
             progress=say,
         )
     return folder
+
+
+def _why_made(parent: Bundle, folder: Path, samples: Samples) -> str | None:
+    """Return why a variant is made, in words that go on from its name; None: what stands there is of this parent."""
+    if not (folder / MANIFEST).is_file() or not is_of_this_format(folder):
+        return ""
+    kept = open_bundle(folder, verify=False, allow_ungated=True)
+    if kept.manifest.source_sha256 != parent.manifest.source_sha256:
+        return " anew: the one that is there is of another checkpoint"
+    wanted = built_in_texts(parent, "evaluation", samples.measured).num_samples
+    facts = read_report(kept).evaluation if REPORT in kept.manifest.files else None
+    if facts is None or facts.num_samples != wanted:
+        return f" anew: the one that is there was not measured on {wanted} texts"
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

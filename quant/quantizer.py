@@ -13,6 +13,7 @@ from bundle.manifest import Manifest, Target
 from bundle.report import (
     write_report,
 )
+from graphs.dialect import portable_where_standard
 from graphs.lowering.coded_cache import CodedCache
 from quant.calibration.feeds import FeedSource, shows_images
 from quant.kv_cache.refusals import require_operators
@@ -74,6 +75,8 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent.manifest)
+    if options.target == "tensorrt":
+        parent = portable_where_standard(parent)
     settings = _measured_on(options)
     if note := _elsewhere(options.target, settings):
         say(note)

@@ -32,22 +32,22 @@ class RealReader:
     """A model, in the device's quickest arithmetic, which answers questions."""
 
     def __init__(self, folder: pathlib.Path, device: str) -> None:
-        """Load a whole checkpoint, as `build_checkpoint` writes it, onto a device of torch."""
-        self._processor = AutoProcessor.from_pretrained(folder)
+        """Load a whole checkpoint, as `build_checkpoint` writes it, onto a device of torch; `processor` is its own."""
+        self.processor = AutoProcessor.from_pretrained(folder)
         arithmetic = arithmetic_of(torch.device(device))
         self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=arithmetic).eval().to(device)
 
     @torch.inference_mode()
     def replies(self, questions: list[Question]) -> list[str]:
         """Return the greedy reply to each question; all have equally many images."""
-        prompts = [self._processor.apply_chat_template(q.messages(), add_generation_prompt=True) for q in questions]
+        prompts = [self.processor.apply_chat_template(q.messages(), add_generation_prompt=True) for q in questions]
         images = [list(q.images) for q in questions] if questions[0].images else None
-        inputs = self._processor(text=prompts, images=images, padding=True, return_tensors="pt").to(self._model.device)
+        inputs = self.processor(text=prompts, images=images, padding=True, return_tensors="pt").to(self._model.device)
         if images:
             inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         tokens = self._model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
         new = tokens[:, inputs["input_ids"].shape[1] :]
-        return [reply.strip() for reply in self._processor.batch_decode(new, skip_special_tokens=True)]
+        return [reply.strip() for reply in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     def score(self, questions: list[Question], shown: int) -> Score:
         """Return how many are answered rightly; print the first `shown` replies."""
@@ -87,10 +87,13 @@ def main(argv: list[str] | None = None) -> None:
     looks = UNSEEN_GROUNDS if args.unseen_grounds else None
     print("| what | right | 95 % interval | n |\n|---|---|---|---|")
     found = {}
+    before = f"{args.checkpoint.name} " if args.checkpoint else ""
+    after = ", unseen ground" if args.unseen_grounds else ""
     for kind in args.kinds or (SMALL_KINDS if args.checkpoint else KINDS):
         score = reader.score(held_out(kind, args.n, is_familiar=args.familiar, looks=looks), args.show)
-        print(score.line(kind), flush=True)
-        found[kind] = {"right": score.num_right, "n": score.n, "share": score.share, "interval_95": score.interval()}
+        name = f"{before}{kind}{after}"
+        print(score.line(name), flush=True)
+        found[name] = {"right": score.num_right, "n": score.n, "share": score.share, "interval_95": score.interval()}
     if args.json:
         args.json.write_text(json.dumps({"is_familiar": args.familiar, "scores": found}, indent=1) + "\n")
 

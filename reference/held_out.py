@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quant.quality.evaluation import Evaluation, Labelled
 from reference import captions, scenes
+from reference.real import held_out as wide
 
 HELD_OUT, TRAINING = "held-out reference scenes", "reference scenes of the training data"
 RECALL_CAPTIONS = 200
@@ -18,6 +19,9 @@ def evaluation_of(name: str, samples: int) -> Evaluation:
         name: One of the shipped checkpoints ("vlm", "clip", ...).
         samples: Questions per task, or images per set of labels.
     """
+    if name == "vlm-wide":
+        asked = [question for kind in wide.SMALL_KINDS for question in wide.held_out(kind, samples)]
+        return Evaluation(questions=asked, source=HELD_OUT)
     if name != "clip":
         questions = [question for task in scenes.TASKS for question in scenes.held_out(task, samples)]
         return Evaluation(questions=questions, source=HELD_OUT)
@@ -38,6 +42,9 @@ def calibration_of(name: str, samples: int) -> Evaluation:
         name: One of the shipped checkpoints ("vlm", "clip", ...).
         samples: Questions per task, or images per set of labels and with captions.
     """
+    if name == "vlm-wide":
+        asked = [question for kind in wide.SMALL_KINDS for question in wide.calibration(kind, samples)]
+        return Evaluation(questions=asked, source=TRAINING)
     if name != "clip":
         questions = [question for task in scenes.TASKS for question in scenes.calibration(task, samples)]
         return Evaluation(questions=questions, source=TRAINING)

@@ -38,7 +38,7 @@ STAGES = ("tower", "language")
 _CORPUS_MIX = dataclasses.replace(dialogues.SMALL_MIX, pictures=dialogues.KIND_WEIGHTS, kinds=dialogues.KIND_WEIGHTS)
 """Of what the tokenizer is learnt from: words in capitals, and figures, need no tokens of their own."""
 _CORPUS_SAMPLES = 10_000
-_VOCABULARY_TOKENS = 1024
+VOCABULARY_TOKENS = 1024
 _READING_QUESTIONS = 3  # a sequence, at most
 _READING_SEEDS, _PLACES_SEEDS = 1 << 36, 1 << 37  # where these samples begin
 _STILL_TOWER_SHARE = 0.06  # of the stage; the tower's gradients are noise until the decoder reads it
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         args.images, args.batch, args.questions, args.log_every = 2, 2, 3, 1
         args.work = pathlib.Path(tempfile.mkdtemp(prefix="train_wide_"))
     torch.set_num_threads(args.threads)
-    tokens = tokenizer.train(sentences(), _VOCABULARY_TOKENS)
+    tokens = tokenizer.train(sentences(), VOCABULARY_TOKENS)
     model = vlm_model.build(tokens.get_vocab(), SEED)
     start_from(args.start, model, tokens)
     model.to(torch.device(args.device))

@@ -30,6 +30,8 @@ class CacheShape:
         budget_rows: That may hold something at once, over all slots. None: all of the slots that run.
         has_cheap_copies: Rows are copied from slot to slot in far less time than it takes to compute them.
         has_snapshots: States of fixed size are kept as prompts leave them at some tokens, where others may then begin.
+        twice_bytes_per_slot: Of a slot's states that a run leaves elsewhere than it finds them, so that they are there
+            twice.
     """
 
     num_slots: int
@@ -40,6 +42,7 @@ class CacheShape:
     budget_rows: int | None = None
     has_cheap_copies: bool = True
     has_snapshots: bool = False
+    twice_bytes_per_slot: int = 0
 
     @property
     def most_rows(self) -> int:
@@ -53,9 +56,10 @@ class CacheShape:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of states of fixed size: of every slot, those that only keep among them, and what is kept of each."""
+        """Bytes of states of fixed size: of every slot, those that only keep among them, and all copies of each."""
         num_copies = 1 + (NUM_SNAPSHOTS if self.has_snapshots else 0)
-        return (self.num_slots + self.num_spare_slots) * num_copies * self.bytes_per_slot
+        each_bytes = num_copies * self.bytes_per_slot + self.twice_bytes_per_slot
+        return (self.num_slots + self.num_spare_slots) * each_bytes
 
     def __str__(self) -> str:
         """Return the line that is printed at start."""
@@ -92,7 +96,8 @@ def cache_shape(manifest: Manifest, num_slots: int, capacity_tokens: int) -> Cac
     """Return the cache of a model with so many slots of so many rows."""
     sizes = manifest.state_bytes_per_token, manifest.state_bytes_per_sequence
     is_hybrid = {state.kind for state in manifest.states} == {"rows", "fixed"}
-    return CacheShape(num_slots, capacity_tokens, *sizes, has_snapshots=is_hybrid)
+    twice = sum(state.num_bytes for state in manifest.states if state.kind == "fixed")
+    return CacheShape(num_slots, capacity_tokens, *sizes, has_snapshots=is_hybrid, twice_bytes_per_slot=twice)
 
 
 def within(shape: CacheShape, budget_bytes: int | None, num_spare_slots: int, device: Provider) -> CacheShape:

@@ -17,14 +17,8 @@ from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import Component, ComponentName, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
-from runtime.device.steps import (
-    PROMPT_SLOTS,
-    PROMPT_TOKENS,
-    DeviceSteps,
-    captured_tokens,
-    has_greedy_ids,
-    runs_on_device,
-)
+from runtime.captured_runs import PROMPT_SLOTS, PROMPT_TOKENS
+from runtime.device.steps import DeviceSteps, captured_tokens, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
@@ -158,10 +152,13 @@ class Decoder:
         self.shape = shape
         step = graphs.of_phase("step")
         self.states = StateBuffers(graphs.states, shape, step.graph.device, graphs.cache_scales)
-        self._on_device = DeviceSteps(self._bind_states, graphs.vocab_size) if runs_on_device(step) else None
+        self._on_device = self._device_steps(step) if runs_on_device(step) else None
         self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
         self._inputs = InputBuffers(step.graph.device)
         self._bindings: OrderedDict[tuple[Session, int, int, tuple[str, ...]], Binding] = OrderedDict()
+
+    def _device_steps(self, step: Session) -> DeviceSteps:
+        return DeviceSteps(self._bind_states, self.shape.num_slots, self.graphs.vocab_size, step.graph.device)
 
     def run(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
         """Run tokens of one sequence per slot and return their logits [B, N, V], valid until the next run.

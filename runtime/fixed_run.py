@@ -1,13 +1,14 @@
 """A graph's run of one shape, over inputs and outputs that stay where they are on a device, so that it can be captured.
 
 A captured run is one launch of everything that the graph does (a CUDA graph), with the addresses that it had when it
-was captured. ONNX Runtime captures it in the first run that bears its number, for the thread of that run, and wants the
-device to itself meanwhile: `device_gate` sees to that, and whatever serves captures all that it will replay while it
-starts.
+was captured. ONNX Runtime captures it in the first run of a thread that bears its number, for that thread alone, and
+wants the device to itself meanwhile: `device_gate` sees to that, and whatever serves captures all that it will replay
+while it starts.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, Protocol
@@ -51,7 +52,9 @@ class FixedRun:
         outputs: Shape and numpy dtype by name, of the outputs that are wanted.
         host_inputs: Names of those that the graph reads on the host, while kernels are launched; a captured run keeps
             what it read when it was captured.
-        is_captured: Capture the first run and replay it ever after.
+        is_captured: Capture the first run of each thread, and replay it ever after.
+        rooms: Memory of the device at whose front outputs are written, by name, where they have none of their own.
+            Whoever else writes there ends what `output` returns of them.
 
     Attributes:
         io: ONNX Runtime's binding; states are bound to it by the caller before the first run.
@@ -65,21 +68,29 @@ class FixedRun:
         host_inputs: frozenset[str] = frozenset(),
         *,
         is_captured: bool = True,
+        rooms: Mapping[str, Any] | None = None,
     ) -> None:
         self._graph = graph
         self.io = graph.binding()
         self._inputs = {
             name: device_value(array, "cpu" if name in host_inputs else graph.device) for name, array in feeds.items()
         }
+        self._rooms = {name: room for name, room in (rooms or {}).items() if name in outputs}
         self._outputs = {
-            name: device_value(np.zeros(shape, dtype), graph.device) for name, (shape, dtype) in outputs.items()
+            name: device_value(np.zeros(shape, dtype), graph.device)
+            for name, (shape, dtype) in outputs.items()
+            if name not in self._rooms
         }
         self._held: dict[str, bytes] = {}
         for name, value in self._inputs.items():
             self.io.bind_ortvalue_input(name, value)
+        for name, room in self._rooms.items():  # first: `output` finds them by their number
+            shape, dtype = outputs[name]
+            self.io.bind_output(name, graph.device, 0, np.dtype(dtype), shape, room.data_ptr())
         for name, value in self._outputs.items():
             self.io.bind_ortvalue_output(name, value)
-        self._is_due = is_captured and graph.can_capture
+        self._captures = is_captured and graph.can_capture
+        self._of_thread = threading.local()  # `is_captured` in threads that have; it goes with its thread, as CUDA's do
         self._options = graph.run_options(in_part=True, graph_number=next(_GRAPH_NUMBERS) if is_captured else None)
 
     def run(self, feeds: Mapping[str, Array]) -> None:
@@ -90,8 +101,10 @@ class FixedRun:
         """
         with device_gate(self._graph.device):
             self._copy(feeds)
-        self._graph.run_bound(self.io, self._options, captures=self._is_due)
-        self._is_due = False
+        is_due = self._captures and not hasattr(self._of_thread, "is_captured")
+        self._graph.run_bound(self.io, self._options, captures=is_due)
+        if is_due:
+            self._of_thread.is_captured = True
 
     def _copy(self, feeds: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
@@ -105,7 +118,10 @@ class FixedRun:
     def output(self, name: str) -> Array:
         """Return a copy of an output on the host."""
         with device_gate(self._graph.device):
-            found: Array = self._outputs[name].numpy()
+            if name in self._rooms:
+                found: Array = self.io.get_outputs()[list(self._rooms).index(name)].numpy()
+            else:
+                found = self._outputs[name].numpy()
         return found.copy() if self._graph.device == "cpu" else found  # there it is the memory itself
 
 

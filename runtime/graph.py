@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,8 +16,10 @@ from bundle.errors import BundleFileError, MachineError, PocketVLMError
 from runtime.capture_gate import CAPTURE_GATE
 from runtime.onnx_runtime import first_line, lacks_operator, memory_error, onnx_runtime
 from runtime.placement import check_placement, refuses_capture
-from runtime.providers import providers_of, session_options
+from runtime.providers import WEIGHTS_APART, providers_of, session_options
 from runtime.settings import Provider, RuntimeSettings
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -204,6 +207,12 @@ def _opened(name: str, source: Path | bytes, wanted: _Wanted) -> tuple[Any, bool
             session = _session(source, wanted)
     except Exception as error:  # ONNX Runtime's errors share no class
         if wanted.captures and refuses_capture(error):
+            logger.warning(
+                "%s: its runs cannot be captured here, so their operators are launched one by one, which takes several "
+                "times as long: %s",
+                name,
+                first_line(error),
+            )
             return _opened(name, source, replace(wanted, captures=False))
         if wanted.in_codes and _SHARED_CODES in str(error):
             return _opened(name, source, replace(wanted, in_codes=False))
@@ -230,6 +239,7 @@ def _session(source: Path | bytes, wanted: _Wanted) -> Any:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if wanted.captures:  # a plan of memory would be made after the first run, and want other memory in the captured one
         options.enable_mem_pattern = False
+        options.add_session_config_entry(WEIGHTS_APART, "1")
     serialized = str(source) if isinstance(source, Path) else source
     return runtime.InferenceSession(serialized, options, providers=providers)
 

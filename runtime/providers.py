@@ -31,7 +31,9 @@ _CUDA_OPTIONS: dict[str, str] = {
 """Of the CUDA provider, each for a reason of its own; `python -m loadtests.gpu` measures with them."""
 _UNCAPTURED = {"arena_extend_strategy": "kSameAsRequested"}
 """Doubling would take memory that others have use for. What is captured may not ask for memory while it is, so there
-the arena grows by doubling, and what the first run took is enough for the second."""
+the arena grows by doubling, and what the first run took is enough for the second; weights lie outside it there."""
+WEIGHTS_APART = "session.use_device_allocator_for_initializers"
+"""Lets weights be taken of the device as large as they are, and not of an arena that grows by doubling."""
 _ERRORS_ONLY = 3
 """ONNX Runtime's log severity: what goes wrong is raised, warnings about graph shapes are not for users."""
 

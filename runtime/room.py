@@ -11,6 +11,7 @@ from devices.board import is_jetson
 from devices.memory import available_bytes
 from devices.nvml import free_bytes
 from runtime.cache_shape import CacheShape
+from runtime.captured_runs import captured_bytes
 from runtime.settings import Provider
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,11 @@ class Budget:
         weights_bytes: As stored.
         cache_bytes: When every row of it holds something.
         activations_bytes: While it runs, an estimate.
+        captured_bytes: Inputs and outputs of runs that are captured, on a device.
         libraries_bytes: Without any model, an estimate.
+        host_bytes: Beside all that, in the host's memory, of a model that runs on a device: the token table and the
+            process. A Jetson's memory is the host's and the device's in one, and has to hold it too.
+        is_shared: The memory is one, of host and device.
         build_bytes: While its TensorRT engines are built there, an estimate; over by the time that it serves.
         cache: In words; empty without a cache.
     """
@@ -48,11 +53,15 @@ class Budget:
     libraries_bytes: int
     build_bytes: int
     cache: str = ""
+    captured_bytes: int = 0
+    host_bytes: int = 0
+    is_shared: bool = False
 
     @property
     def total_bytes(self) -> int:
         """Of a server at work."""
-        return self.weights_bytes + self.cache_bytes + self.activations_bytes + self.libraries_bytes
+        beside = self.activations_bytes + self.captured_bytes + self.libraries_bytes
+        return self.weights_bytes + self.cache_bytes + beside + (self.host_bytes if self.is_shared else 0)
 
     @property
     def peak_bytes(self) -> int:
@@ -62,9 +71,11 @@ class Budget:
     def __str__(self) -> str:
         """Return every part with its number."""
         cache = f"cache {mib(self.cache_bytes)} ({self.cache}), " if self.cache else ""
+        captured = f"captured runs {mib(self.captured_bytes)}, " if self.captured_bytes else ""
+        host = f", token table and process about {mib(self.host_bytes)}" if self.is_shared else ""
         return (
-            f"weights {mib(self.weights_bytes)}, {cache}activations and libraries about "
-            f"{mib(self.activations_bytes + self.libraries_bytes)}"
+            f"weights {mib(self.weights_bytes)}, {cache}{captured}activations and libraries about "
+            f"{mib(self.activations_bytes + self.libraries_bytes)}{host}"
         )
 
 
@@ -76,8 +87,10 @@ def budget_of(manifest: Manifest, shape: CacheShape | None, provider: Provider) 
         shape: Of its cache; None without a decoder.
         provider: Where it runs. On a device the token table stays on the host.
     """
-    parts = [part for part in manifest.components.values() if provider == "cpu" or part.role != "embed_tokens"]
-    weights = sum(part.weight_bytes for part in parts)
+    is_device = provider != "cpu"
+    parts = manifest.components.values()
+    tables = sum(part.weight_bytes for part in parts if is_device and part.role == "embed_tokens")
+    weights = sum(part.weight_bytes for part in parts) - tables
     return Budget(
         weights_bytes=weights,
         cache_bytes=0 if shape is None else shape.total_bytes,
@@ -85,6 +98,9 @@ def budget_of(manifest: Manifest, shape: CacheShape | None, provider: Provider) 
         libraries_bytes=_LIBRARIES_BYTES[provider],
         build_bytes=weights * _BUILD_PER_WEIGHT + _BUILD_BYTES if manifest.dialect == "portable" else 0,
         cache="" if shape is None else _told(shape),
+        captured_bytes=0 if shape is None or not is_device else captured_bytes(manifest, shape),
+        host_bytes=tables + _LIBRARIES_BYTES["cpu"] if is_device else 0,
+        is_shared=is_device and is_jetson(),
     )
 
 

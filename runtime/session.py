@@ -14,6 +14,7 @@ from runtime.fixed_run import CapturedGraph, can_be_captured
 from runtime.graph import Array, Graph, Port
 from runtime.settings import RuntimeSettings
 from runtime.tensorrt.engine_graph import EngineGraph
+from runtime.tensorrt.in_place import run_in_place
 from runtime.tensorrt.opening import fixed, try_engine, with_rows
 from runtime.tensorrt.provider import plan_of
 
@@ -43,6 +44,7 @@ class Session:
         self.states = states = bundle.manifest.states_of(self.component)
         taken, given = _taken(states), _given(states)
         self._captured: CapturedGraph | None = None
+        self._in_place: dict[str, str] = {}
         self.graph: Graph | EngineGraph
         if not isinstance(part, Segment) and (engine := try_engine(bundle, part, settings)) is not None:
             self.graph = engine
@@ -52,6 +54,7 @@ class Session:
             plan = None if isinstance(part, Segment) else plan_of(bundle, part, settings)
             if plan is not None:
                 taken, given = (fixed(specs, plan.fixed_sizes) for specs in (taken, given))
+                self._in_place = {each.input: each.output for each in states if each.kind == "rows" and each.output}
             captures = plan is None and _runs_on_device(self.component)
             self.graph = graph = Graph(self.path, settings, captures=captures, plan=plan)
             is_fixed = _takes_bytes(self.component) and can_be_captured(graph)
@@ -83,6 +86,8 @@ class Session:
         self.check_optional(optional)
         if self._captured is not None and not optional:
             return self._captured.run(feeds, self._own_outputs)
+        if self._in_place and isinstance(self.graph, Graph):
+            return run_in_place(self.graph, feeds, self._in_place)
         return self.graph.run(feeds, [*self._own_outputs, *optional] if self._optional_outputs else None)
 
     def check_optional(self, outputs: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from runtime.fixed_run import device_value
-from runtime.graph import Array
+from runtime.graph import Array, device_gate
 from runtime.settings import Provider
 
 
@@ -73,21 +73,25 @@ class DeviceBuffer(Buffer):
     """In a device's memory, where it is moved by `runtime.device.rows`."""
 
     def __init__(self, sizes: tuple[int, ...], dtype: str, device: Provider) -> None:
+        self._device: Provider = device
         self._value = device_value(np.zeros(sizes, dtype), device)
         self.address = self._value.data_ptr()
+        self._num_bytes = math.prod(sizes) * np.dtype(dtype).itemsize
 
     def read(self) -> Array:
         """Return a copy, for tests: nothing that serves brings a cache to the host."""
-        content: Array = self._value.numpy().copy()
+        with device_gate(self._device):
+            content: Array = self._value.numpy().copy()
         return content
 
     def write(self, content: Array) -> None:
         """Copy all of it to the device."""
-        self._value.update_inplace(content)
+        with device_gate(self._device):
+            self._value.update_inplace(content)
 
     def resident_bytes(self) -> int:
         """Return all of it: a device's memory is taken whole."""
-        return int(self._value.numpy().nbytes)
+        return self._num_bytes
 
     def give_back(self, start: int, end: int) -> None:
         """Do nothing: a device's memory is taken whole."""

@@ -84,7 +84,8 @@ class StateBuffers:
         Raises:
             OSError: This system does not tell.
         """
-        return sum(buffer.resident_bytes() for buffer in self._buffers.values())
+        copies = (self._buffers, self._after, *self._snapshots)
+        return sum(buffer.resident_bytes() for of_all in copies for buffer in of_all.values())
 
     @property
     def has_fixed(self) -> bool:

@@ -74,14 +74,20 @@ def lines(found: Fit) -> Iterator[str]:
     yield f"  weights                    {mib(budget.weights_bytes):>12}"
     if budget.cache:
         yield f"  cache                      {mib(budget.cache_bytes):>12}  {budget.cache}"
+    if budget.captured_bytes:
+        yield f"  captured runs              {mib(budget.captured_bytes):>12}"
     yield f"  activations, about         {mib(budget.activations_bytes):>12}"
     yield f"  libraries, about           {mib(budget.libraries_bytes):>12}"
+    if budget.is_shared:
+        yield f"  table and process, about   {mib(budget.host_bytes):>12}"
     yield f"  together                   {mib(budget.total_bytes):>12}"
     if budget.build_bytes:
         verdict = (
             "" if budget.build_bytes <= found.memory_bytes else "  more than there is: build elsewhere, or add swap"
         )
         yield f"  building engines, about    {mib(budget.build_bytes):>12}{verdict}"
+    if budget.host_bytes and not budget.is_shared:
+        yield f"  in the host's memory, about{mib(budget.host_bytes):>12}  a Jetson's is the same: add it there"
     if found.fits:
         yield f"fits: {mib(found.memory_bytes - budget.total_bytes)} are left"
     else:

@@ -205,6 +205,17 @@ class EngineSettings(RuntimeSettings):
     restart_after_stall_s: float = Field(default=120.0, ge=0)
 
     @model_validator(mode="after")
+    def _check_device(self) -> EngineSettings:
+        named = [
+            name
+            for name, is_set in (("engines", self.engines), ("device_runtime", self.device_runtime != "cuda"))
+            if is_set
+        ]
+        if named and self.provider == "cpu":
+            raise ValueError(f"{' and '.join(named)} beside provider cpu: they are of a device; set provider to cuda")
+        return self
+
+    @model_validator(mode="after")
     def _check_kv(self) -> EngineSettings:
         if (self.kv_policy is None) != (self.kv_budget is None):
             given, lacking = ("kv_policy", "kv_budget") if self.kv_budget is None else ("kv_budget", "kv_policy")

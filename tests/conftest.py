@@ -164,6 +164,20 @@ def cuda_bundle(cuda_form: ModuleType, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def frozen_cuda() -> ModuleType:
+    """The classes of tests/frozen_cuda.py."""
+    return beside("frozen_cuda")
+
+
+@pytest.fixture
+def frozen_device(frozen_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A CUDA device that replays what is captured, on the CPU, in the place of ONNX Runtime's."""
+    device = frozen_cuda.Device()
+    monkeypatch.setitem(sys.modules, "onnxruntime", device)
+    return device
+
+
+@pytest.fixture(scope="session")
 def small_graphs() -> ModuleType:
     """The functions of tests/small_graphs.py."""
     return beside("small_graphs")

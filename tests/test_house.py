@@ -1,12 +1,14 @@
 """The house rules that a linter cannot state: who may import what, and what the wheel holds."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,3 +115,23 @@ def test_every_package_on_disk_is_in_the_wheels_list() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert listed == on_disk
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_tests_of_a_gpu_fail_where_one_is_asked_for_and_none_is_seen(
+    is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skipped, every one of them, `make test-gpu` would pass and have tested nothing."""
+    spec = importlib.util.spec_from_file_location("gpu_conftest", ROOT / "tests/gpu/conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    suite = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(suite)
+    monkeypatch.setattr(suite, "lacking", lambda: "no driver")
+    config = SimpleNamespace(getoption=lambda name, default: is_asked)
+    if is_asked:
+        with pytest.raises(pytest.UsageError, match="no GPU seen, nothing was tested: no driver"):
+            suite.pytest_collection_modifyitems(config, [])
+    else:
+        suite.pytest_collection_modifyitems(config, [])
+    assert "tests/gpu --gpu" in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from bundle.machine import own_version
 from bundle.manifest import Manifest
 from export.adopted.adoption import Adoption, Said
 from export.adopted.exported import Exported
-from export.adopted.folder import HUB_PATTERNS, ExportedGraphs
+from export.adopted.folder import HUB_PATTERNS, ExportedGraphs, refuse_generating
 from export.adopted.processing import Processing
-from export.exporter import checked_name, located
+from export.exporter import checked_name, hub_files, located
 from export.settings_file import read_settings
 
 _NOTHING_SAID = Said()
@@ -48,6 +48,7 @@ def adopt_export(
         GoldenError: The bundle computes something else than the export.
     """
     say = progress or (lambda line: None)
+    refuse_generating(str(export), hub_files(str(export)))
     folder, label = located(str(export), say, HUB_PATTERNS, "*/*/*")
     label = printable(label)
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])

@@ -46,10 +46,17 @@ class Exported:
     Raises:
         MachineError: ONNX Runtime is missing.
         BundleFileError: A file is no graph.
+        UnsupportedConfigError: None of them reads texts.
     """
 
     def __init__(self, graphs: ExportedGraphs) -> None:
         self.text = Graph(graphs.text, RuntimeSettings(), prepacks=False)
+        taken = [port.name for port in self.text.inputs]
+        if tensors.INPUT_IDS not in taken:
+            raise UnsupportedConfigError(
+                f"{graphs.text} takes {', '.join(taken)} and no {tensors.INPUT_IDS}: encoders of images alone are not "
+                "adopted. Export the checkpoint itself with pocketvlm export, which lists those that it knows"
+            )
         self.vision = self.text if graphs.vision is None else Graph(graphs.vision, RuntimeSettings(), prepacks=False)
 
     @property

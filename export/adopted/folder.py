@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from bundle.errors import CheckpointError, UnsupportedConfigError
 
@@ -36,11 +37,7 @@ class ExportedGraphs:
             UnsupportedConfigError: It is of a model that generates.
         """
         for place in (folder / name for name in _FOLDERS):
-            if any((place / name).is_file() for name in _GENERATIVE):
-                raise UnsupportedConfigError(
-                    f"{place} holds a model that generates. Its decoder copies the whole cache at every token, which "
-                    "is not served: export the checkpoint itself with pocketvlm export"
-                )
+            refuse_generating(str(place), (name for name in _GENERATIVE if (place / name).is_file()))
             if (place / _VISION).is_file() and (place / _TEXT).is_file():
                 return cls(place / _VISION, place / _TEXT)
             if (place / _BOTH).is_file():
@@ -48,6 +45,19 @@ class ExportedGraphs:
         raise CheckpointError(
             f"{folder} holds no {_BOTH}, and not both {_VISION} and {_TEXT}, neither itself nor in onnx/; found "
             f"{_listed(folder)}. Graphs that are quantized already are not adopted: take those in float32"
+        )
+
+
+def refuse_generating(label: str, names: Iterable[str]) -> None:
+    """Check that none of an export's files is a decoder; of a repository's before any of them is fetched.
+
+    Raises:
+        UnsupportedConfigError: One is.
+    """
+    if found := sorted(name for name in names if PurePath(name).name in _GENERATIVE):
+        raise UnsupportedConfigError(
+            f"{label} holds a model that generates ({', '.join(found)}). Its decoder copies the whole cache at every "
+            "token, which is not served: export the checkpoint itself with pocketvlm export"
         )
 
 

@@ -22,9 +22,6 @@ from graphs.lowering.plain import write_plainly
 from graphs.lowering.tensorrt_attention import fit_attention
 from graphs.store import add_initializer, drop_unused, make_node, open_graph, replace_node
 
-FORM_VERSION = 3
-"""Part of an engine's key: counts up where the same bundle gives another graph here, in `tensorrt_attention` or in
-`plain`."""
 _LENGTHS_INPUT = 6
 """`nonpad_kv_seqlen` of the standard Attention."""
 

@@ -102,7 +102,7 @@ def missing(model: ir.Model, version: Version) -> Iterator[str]:
     most = next(opset for since, opset in _OPSETS.items() if version >= since)
     if opset > most:
         yield f"opset {opset} (it reads {most})"
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.domain:
             yield f"{node.op_type} of {node.domain}"
         elif node.op_type in _SINCE:

@@ -91,11 +91,11 @@ def _best_of_ours(siblings: Siblings, rival: Rival) -> str:
 
 
 def _method(siblings: Siblings, rivals: Rivals) -> str:
-    ours = {report.evaluation.source for report in siblings.reports if report.evaluation}
+    ours = {report.evaluation for report in siblings.reports if report.evaluation}
     asked = f"{rivals.evaluation.num_samples} questions of {rivals.evaluation.source}"
     differ = (
         ' <span class="warn">Our variants were measured on other samples: compare with care.</span>'
-        if ours - {rivals.evaluation.source}
+        if ours - {rivals.evaluation}
         else ""
     )
     how = ""

@@ -115,21 +115,38 @@ def read_samples(path: Path, manifest: Manifest, beside: Beside | None = None) -
     Raises:
         QuantizationError: No such file, no lines, or a line that is no sample; with its number.
     """
+    if manifest.reads_pairs:
+        rows, folder = _opened(path, beside)
+        return _pair_samples(path, rows, folder, sees=manifest.sees)
+    if not manifest.embeds:
+        return questions_in(path, beside)
+    if manifest.image_vectors is not None:
+        rows, folder = _opened(path, beside)
+        seen = images_of(_encoder_samples(path, [(where, _named(row)) for where, row in rows], folder, SLOT))
+        return Evaluation(captions=seen, source=path.name, no_accuracy=READS_NO_TEXTS)
+    return shown_in(path, manifest.dual.prompt_template if manifest.dual else SLOT, beside)
+
+
+def questions_in(path: Path, beside: Beside | None = None) -> Evaluation:
+    """Return the samples of a file for a model that answers; arguments and errors as `read_samples`."""
+    rows, folder = _opened(path, beside)
+    samples = [_question(row, where, folder) for where, row in rows]
+    check_one_format(samples)
+    return Evaluation(questions=[FileQuestion(sample) for sample in samples], source=path.name)
+
+
+def shown_in(path: Path, template: str = SLOT, beside: Beside | None = None) -> Evaluation:
+    """Return the samples of a file for a model that embeds images and texts; arguments and errors as `read_samples`."""
+    rows, folder = _opened(path, beside)
+    return _encoder_samples(path, rows, folder, template)
+
+
+def _opened(path: Path, beside: Beside | None) -> tuple[list[tuple[Place, Row]], Path]:
+    """Return a file's rows, and the folder that its images are in."""
     rows = list(rows_of(path, beside or Beside()))
     if not rows:
         raise QuantizationError(f"{path} holds no samples; write one JSON object per line")
-    folder = (beside.images if beside else None) or path.parent
-    if manifest.reads_pairs:
-        return _pair_samples(path, rows, folder, sees=manifest.sees)
-    if not manifest.embeds:
-        samples = [_question(row, where, folder) for where, row in rows]
-        check_one_format(samples)
-        return Evaluation(questions=[FileQuestion(sample) for sample in samples], source=path.name)
-    if manifest.image_vectors is not None:
-        seen = images_of(_encoder_samples(path, [(where, _named(row)) for where, row in rows], folder, SLOT))
-        return Evaluation(captions=seen, source=path.name, no_accuracy=READS_NO_TEXTS)
-    template = manifest.dual.prompt_template if manifest.dual else SLOT
-    return _encoder_samples(path, rows, folder, template)
+    return rows, (beside.images if beside else None) or path.parent
 
 
 def _pair_samples(path: Path, rows: Sequence[tuple[Place, Row]], folder: Path, *, sees: bool) -> Evaluation:

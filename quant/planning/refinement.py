@@ -14,7 +14,7 @@ measured:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +51,9 @@ FED = {("w8a8", 8): "gptq", ("matmul_nbits", 8): "gptq", ("matmul_nbits", 4): "g
 """What a plain rounding becomes, by method and bits."""
 DOUBLING = {"gptq-zeros": "gptq-coded"}
 """What it becomes then on the CPU, where loud inputs are stored twice and scales as codes: fewer bytes and nodes."""
+MOST_DOUBLED = 100.0
+"""Codes of what codes miss leave a fifteenth of it, which is loud again where a channel is louder than so many times
+the median: such a layer keeps its loud inputs in float."""
 
 
 @contextmanager
@@ -119,10 +122,9 @@ def refine(draft: Draft, source: FeedSource, say: Say, target: Target = "cpu") -
     in_w8a8 = frozenset(name for one in refined for name in draft.plans[one].forms_of("w8a8")) & loudness.keys()
     spread = Spread.of(graph, {name: loudness[name] for name in in_w8a8})
     counts = {name: spread.float_inputs(name, each) for name, each in loudness.items()}
-    doubling = DOUBLING if target == "cpu" else {}
+    doubled = {name for name, each in loudness.items() if each.ratio <= MOST_DOUBLED} if target == "cpu" else set()
     plans = {
-        name: _refined(plan, counts, spread, doubling) if name in refined else plan
-        for name, plan in draft.plans.items()
+        name: _refined(plan, counts, spread, doubled) if name in refined else plan for name, plan in draft.plans.items()
     }
     forms = [layer.choice.form for name in refined for layer in plans[name].layers if layer.choice.form]
     say(_told({name: each for name, each in loudness.items() if name not in spread.behind_norms}, spread, forms))
@@ -232,10 +234,11 @@ def _fed_form(layer: LayerPlan) -> Form | None:
     return None if fed is None else replace(form, rounding=fed)
 
 
-def _refined(
-    plan: ComponentPlan, loud_inputs: Mapping[str, int], spread: Spread, doubling: Mapping[str, str]
-) -> ComponentPlan:
-    layers = tuple(_refined_layer(layer, loud_inputs.get(layer.name, 0), doubling) for layer in plan.layers)
+def _refined(plan: ComponentPlan, loud_inputs: Mapping[str, int], spread: Spread, doubled: Set[str]) -> ComponentPlan:
+    layers = tuple(
+        _refined_layer(layer, loud_inputs.get(layer.name, 0), DOUBLING if layer.name in doubled else {})
+        for layer in plan.layers
+    )
     return replace(plan, layers=layers, is_rotated=bool(spread.behind_norms), turned=spread.turned)
 
 

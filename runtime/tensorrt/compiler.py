@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bundle.directory import Bundle
-from bundle.engines import ENGINES, EngineIndex, EngineKey, EngineRecord, graph_digest, read_engines, write_engines
+from bundle.engines import (
+    ENGINES,
+    EngineIndex,
+    EngineKey,
+    EngineRecord,
+    graph_digest,
+    is_as_built,
+    read_engines,
+    write_engines,
+)
 from bundle.errors import BundleError, SettingsError
 from bundle.manifest import ComponentName, FileRecord
 from bundle.scratch import made_folder
 from runtime.tensorrt.builder import Say, build, check_capabilities, written
+from runtime.tensorrt.card import card_here
 from runtime.tensorrt.library import LICENCE, Flavour, Library, open_library
 from runtime.tensorrt.network import check_network, decompose, parse
+from runtime.tensorrt.precision import check_products
 from runtime.tensorrt.profiles import Limits, Profile, check_limits, profiles_of
+from runtime.tensorrt.recorded import check_recorded
 
 
 @dataclass(frozen=True)
@@ -73,19 +85,38 @@ def compile_bundle(job: Job, say: Say) -> EngineIndex:
             f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "
             "lacks; export the checkpoint with --dialect portable, quantize with --target tensorrt, and compile that"
         )
+    job = replace(job, capabilities=tuple(sorted(set(job.capabilities))))
     library = open_library(job.flavour)
     check_capabilities(library, job.capabilities)
+    check_products(manifest, job.capabilities)
     check_limits(job.limits, manifest)
     profiles = {name: profiles_of(manifest, each, job.limits) for name, each in manifest.components.items()}
+    check_recorded(job.bundle, profiles)
     made_folder(job.folder, "-o")
-    index = _begun(job)
-    for name in manifest.components:
-        index = _with_engine(job, library, index, name, profiles[name], say)
+    keys = {name: _key(job, library, name, each) for name, each in profiles.items()}
+    index = _begun(job, keys)
+    for name, key in keys.items():
+        index = _with_engine(job, library, index, name, key, say)
+    if read_engines(job.folder) != index:
+        write_engines(job.folder, index)
     return index
 
 
-def _begun(job: Job) -> EngineIndex:
-    """Return the index of what is there of this bundle already.
+def _key(job: Job, library: Library, name: ComponentName, profiles: Sequence[Profile]) -> EngineKey:
+    """Return what decides a graph's engine."""
+    return EngineKey(
+        graph_sha256=graph_digest(job.bundle, name),
+        form=job.form.name,
+        builder=job.flavour,
+        builder_version=library.version,
+        capabilities=tuple(map(written, job.capabilities)),
+        card=str(card_here()) if job.flavour == "tensorrt" else None,
+        profiles=tuple(dict(profile) for profile in profiles),
+    )
+
+
+def _begun(job: Job, keys: Mapping[ComponentName, EngineKey]) -> EngineIndex:
+    """Return the index of what is there already of that which is wanted: an index never tells limits of other engines.
 
     Raises:
         SettingsError: The folder holds something else.
@@ -103,26 +134,25 @@ def _begun(job: Job) -> EngineIndex:
         raise SettingsError(
             f"{job.folder} holds engines of {found.bundle}, not of {job.bundle.name}; choose another -o"
         )
-    return empty.model_copy(update={"engines": found.engines})
+    kept = {name: found.engines[name] for name, key in keys.items() if _holds(found, name, key)}
+    return empty.model_copy(update={"engines": kept})
+
+
+def _holds(index: EngineIndex, name: ComponentName, key: EngineKey) -> bool:
+    record = index.engines.get(name)
+    return record is not None and record.key == key
 
 
 def _with_engine(
-    job: Job, library: Library, index: EngineIndex, name: ComponentName, profiles: Sequence[Profile], say: Say
+    job: Job, library: Library, index: EngineIndex, name: ComponentName, key: EngineKey, say: Say
 ) -> EngineIndex:
     """Return the index with the engine of a graph, built unless it is there."""
-    component = job.bundle.manifest.components[name]
-    key = EngineKey(
-        graph_sha256=graph_digest(job.bundle, name),
-        form=job.form.name,
-        builder=job.flavour,
-        builder_version=library.version,
-        capabilities=tuple(map(written, job.capabilities)),
-        profiles=tuple(dict(profile) for profile in profiles),
-    )
     there = index.engines.get(name)
-    if there is not None and there.key == key and _is_whole(job.folder, there):
+    if there is not None and _is_whole(job.folder, there):
         say(f"{name}: built already, kept")
         return index
+    component = job.bundle.manifest.components[name]
+    profiles = key.profiles
     path = job.bundle.graph_path(name)
     outputs = job.bundle.manifest.always_given(name)
     network = parse(library, job.form.write(path, outputs, job.limits.cache_rows), path)
@@ -137,8 +167,10 @@ def _with_engine(
 
 
 def _is_whole(folder: Path, record: EngineRecord) -> bool:
-    path = folder / record.file
-    return path.is_file() and path.stat().st_size == record.contents.size_bytes
+    try:
+        return is_as_built(folder / record.file, record)
+    except OSError:
+        return False
 
 
 def _write(path: Path, engine: bytes) -> FileRecord:

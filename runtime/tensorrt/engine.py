@@ -32,6 +32,7 @@ class Engine:
         path: Its file.
         inputs: As it declares them; None where a size is free.
         outputs: The same.
+        aliases: From an output to the input whose memory it must have: a cache is written where it lies.
 
     Raises:
         MachineError: It was built by another version, or for another card.
@@ -51,7 +52,9 @@ class Engine:
             raise MachineError(f"{path} cannot be loaded here: {self._told()}. {self._built_for()}")
         self._kernels = KernelCache.of(library, self._engine, record)
         self._contexts: dict[int, Any] = {}
+        self._kept: set[int] = set()
         self.inputs, self.outputs = self._ports()
+        self.aliases = self._aliases()
 
     def profile_of(self, shapes: Shapes) -> int:
         """Return the narrowest profile that holds the shapes of a run's inputs.
@@ -112,6 +115,9 @@ class Engine:
             context.set_tensor_address(name, address)
         if not context.execute_async_v3(_STREAM):
             raise MachineError(f"{self.path}: a run failed: {self._told()}")
+        if profile not in self._kept:
+            self._kept.add(profile)
+            self._kernels.keep()
 
     def _context(self, profile: int) -> Any:
         """Return what runs a profile; made once, when kernels may be compiled."""
@@ -142,11 +148,17 @@ class Engine:
             sides[engine.get_tensor_mode(name)].append(Port(name, dtype, shape))
         return tuple(sides[module.TensorIOMode.INPUT]), tuple(sides[module.TensorIOMode.OUTPUT])
 
+    def _aliases(self) -> dict[str, str]:
+        """Return which outputs lie where inputs do; none before TensorRT 10.15, which has no update of a cache."""
+        ask = getattr(self._engine, "get_aliased_input_tensor", None)
+        if ask is None:
+            return {}
+        return {port.name: str(source) for port in self.outputs if (source := ask(port.name))}
+
     def _told(self) -> str:
         return next((" ".join(line.split()) for line in self._log.errors), f"{self._library.name} does not say why")
 
     def _built_for(self) -> str:
-        cards = (
-            ", ".join(self._record.key.capabilities) or "the card of the machine that built it, or as built by default"
-        )
+        key = self._record.key
+        cards = ", ".join(key.capabilities) or key.card or "the card of the machine that built it, or by default"
         return f"It was built for {cards}; build it for this one with: pocketvlm compile"

@@ -83,6 +83,19 @@ class _Result:
 
 
 @dataclass(frozen=True)
+class _Sent:
+    """Where a run reads an input.
+
+    Attributes:
+        address: On the device.
+        staged: Memory of ours there, held until the run is over; None where the caller's own is read.
+    """
+
+    address: int
+    staged: Any = None
+
+
+@dataclass(frozen=True)
 class _Room:
     """Where a run writes an output.
 
@@ -176,27 +189,41 @@ class EngineGraph:
             profile = self._engine.profile_of(taken)
             given = self._engine.shapes_of(profile, taken)
             sent = {name: self._sent(name, place) for name, place in binding.inputs.items()}
-            rooms = {name: self._room(name, given[name], place) for name, place in binding.outputs.items()}
+            rooms = {name: self._room(name, given[name], place, sent) for name, place in binding.outputs.items()}
+            addresses = {name: each.address for name, each in sent.items()}
+            addresses |= {name: each.address for name, each in rooms.items()}
             with device_gate(self.device):
-                self._engine.run(profile, sent | {name: room.address for name, room in rooms.items()})
+                self._engine.run(profile, addresses)
                 binding.results = [room.fetched() for room in rooms.values()]
 
-    def _sent(self, name: str, place: _Place) -> int:
+    def _sent(self, name: str, place: _Place) -> _Sent:
         """Return where an input lies on the device, copied there from the host."""
         if place.device != "cpu":
-            return place.address or 0
+            return _Sent(place.address or 0)
         content = _host_array(place)
         staged = self._staging(name, content.shape, content.dtype.name)
         with device_gate(self.device):
             staged.update_inplace(content)
-        return int(staged.data_ptr())
+        return _Sent(int(staged.data_ptr()), staged)
 
-    def _room(self, name: str, shape: tuple[int, ...], place: _Place) -> _Room:
-        """Return where an output is written on the device."""
-        if place.device != "cpu":
+    def _room(self, name: str, shape: tuple[int, ...], place: _Place, sent: Mapping[str, _Sent]) -> _Room:
+        """Return where an output is written on the device: where the input lies that it must share memory with.
+
+        Raises:
+            MachineError: The two are bound apart.
+        """
+        source = sent.get(self._engine.aliases.get(name, ""))
+        is_ours = place.device == "cpu"
+        if source is not None and (source.staged is None if is_ours else source.address != place.address):
+            raise MachineError(
+                f"{self.name}: {name} is written where {self._engine.aliases[name]} lies; bind both to the same memory"
+            )
+        if not is_ours:
             return _Room(place.address or 0)
-        dtype = next(port.dtype for port in self.outputs if port.name == name)
-        staged = self._staging(name, shape, dtype)
+        if source is None:
+            staged = self._staging(name, shape, next(port.dtype for port in self.outputs if port.name == name))
+        else:
+            staged = source.staged
         return _Room(int(staged.data_ptr()), staged, None if place.address is None else _host_array(place))
 
     def _staging(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:

@@ -21,12 +21,16 @@ def try_image_sizes(bundle: Bundle, longest_px: int | None = None) -> ImageSizes
         longest_px: Of a side; None: twice the side of the largest square, 2,048 at most.
 
     Raises:
-        SettingsError: No image of the model is so small.
+        SettingsError: No image of the model is so small, or its images have one size, whatever somebody asks for.
     """
     components = bundle.manifest.components.values()
-    if all(spec.name != tensors.PIXEL_VALUES for component in components for spec in component.inputs):
+    sees_images = any(spec.name == tensors.PIXEL_VALUES for component in components for spec in component.inputs)
+    spec = ImageSpec.read(bundle.path(PREPROCESSOR)) if sees_images else None
+    if longest_px is not None and (spec is None or spec.geometry.sides is None):
+        told = "sees no images" if spec is None else "has images of one size, {1} x {0} px".format(*spec.tile_size_px)
+        raise SettingsError(f"--max-image-side {longest_px}: {bundle.name} {told}; leave it out")
+    if spec is None:
         return None
-    spec = ImageSpec.read(bundle.path(PREPROCESSOR))
     sides, usual = spec.geometry.sides, spec.tile_size_px
     if sides is None:
         return usual, usual, usual

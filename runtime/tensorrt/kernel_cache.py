@@ -48,8 +48,13 @@ class KernelCache:
             return engine.create_execution_context()
         made = engine.create_execution_context(self.config)
         if made is not None:
-            self._save(bytes(memoryview(self.kernels.serialize())))
+            self.keep()
         return made
+
+    def keep(self) -> None:
+        """Write what was compiled until now: when a context was made, and what its first run wanted beside."""
+        if self.kernels is not None:
+            self._save(bytes(memoryview(self.kernels.serialize())))
 
     def _save(self, content: bytes) -> None:
         """Write the file whole or not at all; without it the next start compiles again."""

@@ -36,18 +36,25 @@ class Network:
 
     def layers(self) -> Iterator[Any]:
         """Yield its layers, those of an attention with the attention's own attributes."""
-        attention = self.library.module.LayerType.ATTENTION_INPUT
+        attention = self._attention_type()
         for at in range(self.definition.num_layers):
             layer = self.definition.get_layer(at)
-            if layer.type == attention:
+            if attention is not None and layer.type == attention:
                 layer.__class__ = self.library.module.IAttentionInputLayer  # get_layer gives the base class
             yield layer
 
     def attentions(self) -> Iterator[Any]:
         """Yield its attentions."""
+        attention = self._attention_type()
+        if attention is None:
+            return
         for layer in self.layers():
-            if layer.type == self.library.module.LayerType.ATTENTION_INPUT:
+            if layer.type == attention:
                 yield layer.attention
+
+    def _attention_type(self) -> Any:
+        """Return the type of an attention's layer; None before TensorRT 10.14, which has no such layer."""
+        return getattr(self.library.module.LayerType, "ATTENTION_INPUT", None)
 
 
 def parse(library: Library, graph: bytes, path: Path) -> Network:
@@ -93,14 +100,20 @@ def check_network(network: Network, role: Role, left_unread: Collection[str] = (
             f"{', '.join(dropped[:3])}, so that an engine would compute something else. Export the checkpoint again "
             "with --dialect portable"
         )
-    none = network.library.module.CausalMaskKind.NONE
     is_masked = role in _MASKED and tensors.ATTENTION_MASK not in left_unread
     for attention in network.attentions():
-        if attention.causal_kind != none or (attention.mask is None and is_masked):
+        if _is_causal(network.library.module, attention) or (attention.mask is None and is_masked):
             raise MachineError(
                 f"{network.path}: attention {attention.name} was read with another mask than the graph's. Export the "
                 "checkpoint again with --dialect portable"
             )
+
+
+def _is_causal(module: Any, attention: Any) -> bool:
+    """Return whether an attention masks by itself: TensorRT 10.16 tells how, 10.14 and 10.15 whether."""
+    if hasattr(module, "CausalMaskKind"):
+        return bool(attention.causal_kind != module.CausalMaskKind.NONE)
+    return bool(attention.causal)
 
 
 def unread(network: Network) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bundle.directory import Bundle
-from bundle.engines import EngineIndex, read_engines, require_fresh
+from bundle.engines import ENGINES, EngineIndex, read_engines, require_fresh
 from bundle.errors import BundleFileError
 from bundle.manifest import ComponentName, TensorSpec
 from bundle.states import ROWS
@@ -14,6 +14,7 @@ from runtime.settings import RuntimeSettings
 from runtime.tensorrt.engine import Engine
 from runtime.tensorrt.engine_graph import EngineGraph
 from runtime.tensorrt.library import open_library
+from runtime.tensorrt.profiles import Limits, profiles_of
 
 
 def try_engine(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> EngineGraph | None:
@@ -34,7 +35,25 @@ def try_engine(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -
             f"pocketvlm compile {bundle.directory} -o {folder}"
         )
     require_fresh(bundle, folder, name, record)
+    _require_sizes(bundle, folder, name, index)
     return EngineGraph(Engine(open_library(record.key.builder), folder / record.file, record), settings.provider)
+
+
+def _require_sizes(bundle: Bundle, folder: Path, name: ComponentName, index: EngineIndex) -> None:
+    """Check that an engine takes what the folder's index says; older folders say too little.
+
+    Raises:
+        BundleFileError: It does not.
+    """
+    if index.max_batch is None or index.max_prompt_tokens is None or index.max_images is None:
+        return
+    limits = Limits(index.cache_rows, index.max_batch, index.max_prompt_tokens, index.max_images, index.image_sizes_px)
+    manifest, record = bundle.manifest, index.engines[name]
+    if list(record.key.profiles) != [dict(each) for each in profiles_of(manifest, manifest.components[name], limits)]:
+        raise BundleFileError(
+            f"{folder / record.file} was built for other sizes than {folder / ENGINES} says: a build was ended before "
+            f"it was done. Go on with: pocketvlm compile {bundle.directory} -o {folder}"
+        )
 
 
 def with_rows(specs: Sequence[TensorSpec], bundle: Bundle, settings: RuntimeSettings) -> list[TensorSpec]:
@@ -58,12 +77,19 @@ def folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIn
     """Return the folder of engines that settings name for a bundle, and its index; None where they name none.
 
     Raises:
-        BundleFileError: A folder is named that holds no engines.
+        BundleFileError: A folder is named that holds no engines, or none holds those of a bundle that was made for
+            engines and would run without.
     """
-    if settings.provider == "cpu":
+    if settings.provider == "cpu" or not settings.engines:
         return None
-    for folder in settings.engines:
-        index = read_engines(folder)
+    indices = {folder: read_engines(folder) for folder in settings.engines}
+    for folder, index in indices.items():
         if index.bundle == bundle.name:
             return folder, index
+    if bundle.manifest.dialect == "portable" and settings.device_runtime == "cuda":
+        held = ", ".join(f"{folder} (of {index.bundle})" for folder, index in indices.items())
+        raise BundleFileError(
+            f"engine.engines: {held}: none of {bundle.name}, whose graphs would run without. Build them with: "
+            f"pocketvlm compile {bundle.directory} -o FOLDER, and name that, or leave engine.engines out"
+        )
     return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from bundle import tensors
 from bundle.errors import SettingsError
@@ -41,6 +42,29 @@ def check_limits(limits: Limits, manifest: Manifest) -> None:
         )
 
 
+def check_asked(manifest: Manifest, limits: Limits, asked: Collection[str]) -> None:
+    """Check that what somebody asked for has a part in some engine.
+
+    Args:
+        manifest: Of a bundle.
+        limits: As asked for.
+        asked: Names of the fields of `limits` that somebody set.
+
+    Raises:
+        SettingsError: It has none, or there is a graph that no engine can run.
+    """
+    for field in asked:
+        other = replace(limits, **{field: getattr(limits, field) + 1})
+        if all(
+            profiles_of(manifest, each, limits) == profiles_of(manifest, each, other)
+            for each in manifest.components.values()
+        ):
+            raise SettingsError(
+                f"--{field.replace('_', '-')} {getattr(limits, field)}: no graph of {manifest.name} has such a size; "
+                "leave it out"
+            )
+
+
 def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> list[Profile]:
     """Return the profiles of a graph's engine; a decoder has one for prompts and one for single tokens.
 
@@ -59,10 +83,17 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
     video = None if manifest.image_prompt is None else manifest.image_prompt.own_video
     if component.role == "vision_encoder":
         ranges["channels"] = (_COLOURS, _COLOURS, _COLOURS * (1 if video is None else video.num_frames))
-    states = manifest.states_of(component)
-    taken = [TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states]
-    inputs = [*component.inputs, *taken]
+    inputs = inputs_of(manifest, component)
     return [_profile(component, inputs, {**ranges, "T": tokens}) for tokens in _tokens(manifest, component, limits)]
+
+
+def inputs_of(manifest: Manifest, component: Component) -> list[TensorSpec]:
+    """Return what a graph takes, states behind the rest."""
+    states = manifest.states_of(component)
+    return [
+        *component.inputs,
+        *(TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states),
+    ]
 
 
 def _refuse_unbuilt(manifest: Manifest, component: Component) -> None:

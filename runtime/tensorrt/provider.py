@@ -8,11 +8,14 @@ it as a graph of one EPContext node, which later sessions open instead. None of 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -22,20 +25,23 @@ from bundle.engines import graph_digest
 from bundle.errors import MachineError
 from bundle.extras import install_line
 from bundle.machine import cache_folder
-from bundle.manifest import Component, ComponentName
+from bundle.manifest import ComponentName
 from bundle.states import ROWS
-from devices.nvml import open_device
 from runtime.onnx_runtime import onnx_runtime
 from runtime.providers import CUDA
 from runtime.settings import RuntimeSettings
+from runtime.tensorrt.card import card_here
 from runtime.tensorrt.image_sizes import try_image_sizes
+from runtime.tensorrt.precision import is_half
 from runtime.tensorrt.profiles import Profile, profiles_of
+from runtime.tensorrt.provider_graphs import check_provider_graph
+from runtime.tensorrt.recorded import with_recorded_sizes
 
 logger = logging.getLogger(__name__)
 
 TENSORRT, TENSORRT_RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-_FORM = 1
+_FORM = 2
 """Counts changes of what is asked of a provider; engines of another are not opened."""
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -85,7 +91,8 @@ def plan_of(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> P
 
     Raises:
         SettingsError: The graph has sizes that profiles know nothing of.
-        MachineError: This machine lacks the provider.
+        BundleFormatError: The graph is of an older version, and TensorRT would compute something else.
+        MachineError: This machine lacks the provider, or the graph holds what the provider does not take.
     """
     if settings.provider == "cpu" or settings.device_runtime == "cuda":
         return None
@@ -94,22 +101,25 @@ def plan_of(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> P
     manifest = bundle.manifest
     component = manifest.components[name]
     limits = replace(settings.limits(manifest), image_sizes_px=try_image_sizes(bundle))
+    limits = with_recorded_sizes(bundle, component, limits)
     if component.role == "decoder" and not is_built_in and CUDA not in runtime.get_available_providers():
         raise MachineError(
             f"{name}: a decoder's cache lies in CUDA's memory, which this ONNX Runtime {runtime.__version__} cannot "
             f"allocate beside the plug-in of {TENSORRT_RTX}; encoders run so. Take engines of pocketvlm compile, or an "
             "ONNX Runtime that was built with both."
         )
+    check_provider_graph(bundle, name)
     profile = profiles_of(manifest, component, limits)[0]  # the first holds the others' sizes
     provider = TENSORRT if settings.device_runtime == "tensorrt" else TENSORRT_RTX
-    key = _key(graph_digest(bundle, name), provider, runtime.__version__, profile)
+    versions = runtime.__version__, _tensorrt_version() if provider == TENSORRT else _plugin_version()
+    key = _key(graph_digest(bundle, name), provider, versions, profile)
     context = cache_folder() / "providers" / key / f"{name}_ctx.onnx"
     made = _tensorrt_options if settings.device_runtime == "tensorrt" else _rtx_options
     fixed = {ROWS: limits.cache_rows} if any(state.kind == "rows" for state in manifest.states_of(component)) else {}
     return ProviderPlan(
         provider=provider,
-        options={**made(context, _is_half(component)), **_shapes(settings.device_runtime, profile)},
-        entries={} if context.is_file() else _context_entries(context),
+        options={**made(context, is_half(manifest, name)), **_shapes(settings.device_runtime, profile)},
+        entries={} if context.is_file() or provider == TENSORRT else _context_entries(context),
         fixed_sizes=fixed,
         context=context,
         is_plugin=not is_built_in,
@@ -173,19 +183,30 @@ def _plugin_devices(runtime: ModuleType) -> list[Any]:
 
 
 def _tensorrt_options(context: Path, is_half: bool) -> dict[str, str]:
-    folder = str(context.parent)
-    return {
+    """Return options of TensorRT's provider, where EPContext is its own too: Python hands it no session's.
+
+    Where it writes one, it puts its engine beside: a path of ours would be written into the graph, and one that is
+    absolute is refused when the graph is opened.
+    """
+    options = {
         "device_id": "0",
         "trt_fp16_enable": "1" if is_half else "0",  # single precision is what was exported
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": folder,
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(context.parent.parent),  # of all graphs: kernels were timed for the card
+    }
+    if context.is_file():
+        return options
+    return {
+        **options,
+        "trt_engine_cache_enable": "1",
+        "trt_dump_ep_context_model": "1",
+        "trt_ep_context_file_path": str(context),
+        "trt_ep_context_embed_mode": "0",
     }
 
 
 def _rtx_options(context: Path, is_half: bool) -> dict[str, str]:
-    """Return options of TensorRT-RTX's provider, which takes precisions from the graph."""
+    """Return options of TensorRT-RTX's provider, which takes precisions from the graph, and EPContext of a session."""
     return {"device_id": "0", "nv_runtime_cache_path": str(context.parent)}
 
 
@@ -205,18 +226,26 @@ def _shapes(flavour: Flavour, profile: Profile) -> dict[str, str]:
     }
 
 
-def _is_half(component: Component) -> bool:
-    """Return whether a graph computes in float16: variants for TensorRT do, whatever their codes, fp32 aside."""
-    return component.scheme != "fp32"
-
-
-def _key(digest: str, provider: str, version: str, profile: Profile) -> str:
-    """Return the name of the folder of an engine: another graph, provider, version, card or profile is another."""
-    device = open_device()
-    card = "unknown" if device is None else device.name() or "unknown"
-    if device is not None:
-        device.close()
-    told = json.dumps(
-        [_FORM, digest, provider, version, card, {name: list(map(list, s)) for name, s in profile.items()}]
-    )
+def _key(digest: str, provider: str, versions: Sequence[str], profile: Profile) -> str:
+    """Return the name of the folder of an engine: another graph, provider, version, driver, card or profile."""
+    card = card_here()
+    sizes = {name: list(map(list, each)) for name, each in profile.items()}
+    told = json.dumps([_FORM, digest, provider, *versions, card.driver, str(card), sizes])
     return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _tensorrt_version() -> str:
+    """Return the version of TensorRT that ONNX Runtime loads, as its package or its library says; "unknown"."""
+    for package in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    for name in ("libnvinfer.so.11", "libnvinfer.so.10"):
+        with suppress(OSError, AttributeError):
+            return str(ctypes.CDLL(name).getInferLibVersion())
+    return "unknown"
+
+
+def _plugin_version() -> str:
+    """Return the version of the package that brings TensorRT-RTX's provider; "none" without."""
+    packages = metadata.packages_distributions().get(_PLUGIN, ())
+    return ", ".join(sorted(metadata.version(package) for package in set(packages))) or "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -112,6 +113,20 @@ def _asked(body: CompletionRequest) -> tuple[GenerateRequest, _How]:
     return request, _How(bool(body.stream), usage, body.logprobs is not None)
 
 
+class _Place:
+    """Where in a choice's text its next token begins: a character of several tokens counts once, with the last."""
+
+    def __init__(self) -> None:
+        self._num_characters = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of_next(self, data: bytes) -> int:
+        """Return how many characters are whole before a token, and move behind it."""
+        before = self._num_characters
+        self._num_characters += len(self._decoder.decode(data))
+        return before
+
+
 class CompletionForm:
     """An answer as OpenAI writes completions, whole or in events, to the closing `[DONE]`.
 
@@ -124,7 +139,7 @@ class CompletionForm:
     def __init__(self, answering: Answering, tells_logprobs: bool, includes_usage: bool) -> None:
         self._tells_logprobs = tells_logprobs
         self._includes_usage = includes_usage
-        self._num_characters = [0] * answering.num_choices
+        self._places = [_Place() for _ in range(answering.num_choices)]
         self.head = {
             "id": answering.request_id,
             "object": "text_completion",
@@ -159,16 +174,11 @@ class CompletionForm:
         return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
 
     def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        tokens = [_token(each) for each in logprobs]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._num_characters[index])
-            self._num_characters[index] += len(token)
         return {
-            "tokens": tokens,
+            "tokens": [_token(each) for each in logprobs],
             "token_logprobs": [each.logprob for each in logprobs],
             "top_logprobs": [{_token(top): top.logprob for top in reversed(each.top)} for each in logprobs],
-            "text_offset": offsets,
+            "text_offset": [self._places[index].of_next(each.data) for each in logprobs],
         }
 
     def _event(self, choices: list[dict[str, Any]]) -> bytes:

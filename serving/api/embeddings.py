@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from bundle.adapters import split_task
 from bundle.errors import ParameterError
 from bundle.manifest import EMBEDDING_TASKS, InputType
 from serving.api.disconnect import contained, until_disconnect
+from serving.api.piecewise import in_pieces, json_answer, written_array, written_list, written_object
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
-from serving.protocol import EmbedRequest, EmbedResult
+from serving.protocol import EmbedRequest
 
 
 def embeddings_router(service: Service) -> APIRouter:
@@ -32,10 +31,8 @@ def embeddings_router(service: Service) -> APIRouter:
         asked = await service.read(request, deadline, EmbeddingRequest, partial(_asked, service))
         model = await service.choose(request, asked.request.model, *EMBEDDING_TASKS)
         with service.metrics.one_answer(model):
-            embedded = contained(service.client.embed(replace(asked.request, model=model)))
-            work = deadline.finish(or_cut(embedded, asked.request.truncate_tokens))
-            result = await until_disconnect(request.receive, work)
-        return JSONResponse(_body(service, request, asked, result, asked.request.model or model))
+            work = deadline.finish(_answered(service, request, asked, model))
+            return await until_disconnect(request.receive, work)
 
     return router
 
@@ -92,22 +89,21 @@ def _of_all(kind: InputType | None, num_inputs: int) -> tuple[InputType, ...]:
     return () if kind is None else (kind,) * num_inputs
 
 
-def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult, model: str) -> dict[str, Any]:
+async def _answered(service: Service, request: Request, asked: _Asked, model: str) -> Response:
+    embedded = contained(service.client.embed(replace(asked.request, model=model)))
+    result = await or_cut(embedded, asked.request.truncate_tokens)
     count_prompt(service, request, result.prompt_tokens)
-    data = [_item(index, row, asked.encoding) for index, row in enumerate(result.embeddings)]
+    items = list(enumerate(result.embeddings))
+    data = await in_pieces(service, partial(_item, asked.encoding), items, lambda item: item[1].size)
+    head = {"object": "list", "model": asked.request.model or model}
     usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-    return {"object": "list", "model": model, "data": data, "usage": usage}
+    return json_answer(written_object(head, "data", written_list(data), {"usage": usage}))
 
 
-def _item(index: int, vectors: npt.NDArray[np.float32], encoding: str) -> dict[str, Any]:
+def _item(encoding: str, item: tuple[int, npt.NDArray[np.float32]]) -> bytes:
     """Return one embedding; several vectors of one input stand under the name that Jina's clients know."""
-    item = {"object": "embedding", "index": index}
+    index, vectors = item
+    head = {"object": "embedding", "index": index}
     if vectors.ndim == 1:
-        return {**item, "embedding": _encoded(vectors, encoding)}
-    return {**item, "embeddings": [_encoded(row, encoding) for row in vectors]}
-
-
-def _encoded(vector: npt.NDArray[np.float32], encoding: str) -> list[float] | str:
-    """Return a list of numbers, or the base64 of its little-endian float32 bytes."""
-    raw = vector.astype("<f4", copy=False)
-    return raw.tolist() if encoding == "float" else base64.b64encode(raw.tobytes()).decode()
+        return written_object(head, "embedding", written_array(vectors, encoding))
+    return written_object(head, "embeddings", written_list(written_array(row, encoding) for row in vectors))

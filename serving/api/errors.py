@@ -1,7 +1,8 @@
 """One table from error classes to HTTP, and the OpenAI error body.
 
 Every failure leaves the application in the same form: `{"error": {"message", "type", "param", "code"}}`; under
-`/v1/messages`, in Anthropic's: `{"type": "error", "error": {"type", "message"}}`.
+`/v1/messages`, in Anthropic's: `{"type": "error", "error": {"type", "message"}}`. A stream that fails ends in an event
+of its API.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse
 
 from bundle import errors
 from bundle.errors import PocketVLMError, RateLimitError, RequestError
+from serving.api.events import DONE, data_event, named_event
 
 _INVALID = "invalid_request_error"
 
@@ -74,13 +76,16 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
 UNEXPECTED = HttpError(500, "server_error", "internal")
 """For what was not raised on purpose; its text stays in the log."""
 
-_RETRIED = frozenset({429, 503})
+_UNAVAILABLE = 503
+_RETRIED = frozenset({429, _UNAVAILABLE})
 """Statuses that say when to come again."""
 _NO_KEY = 401
 _CLOSING = frozenset({408, 413})
 """Statuses after which the rest of a body may still be on its way: nothing more is read of that connection."""
 _MESSAGES = "/v1/messages"
 """Anthropic's API; its clients read its own errors."""
+_RESPONSES = "/v1/responses"
+"""OpenAI's newer API, whose streams have events of their own."""
 _MESSAGE_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -116,6 +121,27 @@ def error_body(error: BaseException) -> dict[str, Any]:
 def message_error_body(error: BaseException) -> dict[str, Any]:
     """Return the error body of Anthropic's API."""
     return _message_body(http_error(error).status, error_body(error)["error"]["message"])
+
+
+def response_error_body(error: BaseException, number: int) -> dict[str, Any]:
+    """Return the event by which a stream of `/v1/responses` fails: the one of that number, from 0."""
+    told = error_body(error)["error"]
+    return {"type": "error", "sequence_number": number, **{name: told[name] for name in ("code", "message", "param")}}
+
+
+def cut_stream_end(error: BaseException, path: str, num_events: int) -> bytes:
+    """Return what ends a stream that its maker cannot end any more.
+
+    Args:
+        error: Why.
+        path: Of the request: its API decides the events.
+        num_events: Of the stream, so far.
+    """
+    if _is_of_messages(path):
+        return named_event(message_error_body(error))
+    if path == _RESPONSES:
+        return named_event(response_error_body(error, num_events))
+    return data_event(error_body(error)) + DONE
 
 
 def error_response(error: BaseException, retry_after_s: int, path: str = "") -> JSONResponse:
@@ -155,8 +181,13 @@ def _message_body(status: int, message: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
+def refusal_body(status: int, message: str, code: str, path: str = "") -> dict[str, Any]:
+    """Return the body of what is refused before the application has it, as the API of its path has it."""
+    if _is_of_messages(path):
+        return _message_body(status, message)
+    return body(message, "unavailable_error" if status == _UNAVAILABLE else _INVALID, None, code)
+
+
 def routing_body(status: int, detail: str, path: str = "") -> dict[str, Any]:
     """Return the body for a path or method that has no route."""
-    if _is_of_messages(path):
-        return _message_body(status, detail)
-    return body(detail, _INVALID, None, _TYPE_OF_STATUS.get(status, "http_error"))
+    return refusal_body(status, detail, _TYPE_OF_STATUS.get(status, "http_error"), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -21,6 +22,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from typing_extensions import Self
 
+MOST_LEVELS = 100
+"""Of objects and lists within each other, in a value of any form: templates, pydantic and JSON's writers walk them by
+recursion."""
+
 
 class Strict(BaseModel):
     """A body, or an object within one."""
@@ -34,7 +39,7 @@ class Strict(BaseModel):
         known = _known_fields(cls)
         unknown = next((name for name in value if name not in known), None) if type(value) is dict else None
         if unknown is None:
-            return handler(value)
+            return handler(_without_nulls(cls, value))
         handler({name: each for name, each in value.items() if name in known})  # tells more where it fails
         # In a tuple, for pydantic would encode a bare text, and half a surrogate pair cannot be.
         raise PydanticCustomError(
@@ -46,6 +51,21 @@ class Strict(BaseModel):
 def _known_fields(schema: type[BaseModel]) -> frozenset[str]:
     """Return what a schema's fields are called in JSON."""
     return frozenset(field.alias or name for name, field in schema.model_fields.items())
+
+
+def _without_nulls(schema: type[BaseModel], value: Any) -> Any:
+    """Return an object without nulls in the place of defaults: clients write null for a field that they leave open."""
+    if type(value) is not dict:
+        return value
+    nulls = {name for name in _defaulted_fields(schema) if value.get(name, name) is None}
+    return {name: each for name, each in value.items() if name not in nulls} if nulls else value
+
+
+@cache
+def _defaulted_fields(schema: type[BaseModel]) -> frozenset[str]:
+    """Return what a schema's fields with a default other than null are called in JSON."""
+    fields = {field.alias or name: field for name, field in schema.model_fields.items()}
+    return frozenset(name for name, field in fields.items() if not field.is_required() and field.default is not None)
 
 
 def limit_of(info: ValidationInfo, name: str) -> int:
@@ -112,3 +132,37 @@ def _whole_characters(text: str, info: ValidationInfo) -> str:
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
 Name = Annotated[Text, Field(max_length=256)]
+
+
+def object_text(value: dict[str, Any]) -> str:
+    """Return a JSON object as text that a template can be filled with.
+
+    Raises:
+        ValueError: It is nested too deeply, or holds half a surrogate pair or a number that JSON has not.
+    """
+    level: list[Any] = [value]
+    for _ in range(MOST_LEVELS):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inner for each in values if isinstance(each, (dict, list))]
+    if level:
+        raise ValueError(f"nested more than {MOST_LEVELS} levels deep; send a simpler value")
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a lone surrogate is no character; send valid Unicode") from error
+    except ValueError as error:
+        raise ValueError("NaN, an infinite number or one of thousands of digits cannot be written") from error
+    return text
+
+
+def check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object of any form, which can be written again."""
+    try:
+        object_text(value)
+    except ValueError as error:
+        raise PydanticCustomError("no_json", "{fault}", {"fault": str(error)}) from error
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]

@@ -21,6 +21,8 @@ _MARK = "base64"
 UNKNOWN_TYPES = ("", "application/octet-stream", "binary/octet-stream")
 """What a program writes that does not know the media type; the bytes decide."""
 _VECTOR = "image/svg"
+_MOST_HEADER_CHARACTERS = 1 << 12
+"""Before a data URL's comma: a media type and its parameters, each of which becomes a string of its own."""
 _SLICE_CHARACTERS = 1 << 20
 """Decoded at once: 5 ms, in which no other thread runs."""
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -50,16 +52,27 @@ def image_part(url: str, param: str, max_bytes: int, box: Box | None = None) -> 
     return ImagePart(decoded(payload, param, max_bytes), box)
 
 
+def is_data(url: str) -> bool:
+    """Return whether a URL is one of data, which holds what it names."""
+    return url.lstrip()[:5].lower() == "data:"
+
+
 def split_data_url(url: str, param: str) -> tuple[str, str]:
     """Return a data URL's media type, in small letters, and its base64, not decoded.
 
     Raises:
         ImageError: It is no data URL, or not in base64.
     """
-    header, comma, payload = url.partition(",")
-    scheme, colon, kind = header.strip().partition(":")
-    if not colon or scheme.lower() != "data":
+    if not is_data(url):
         raise ImageError(_refusal(url), param)
+    header, comma, payload = url.partition(",")
+    if len(header) > _MOST_HEADER_CHARACTERS:
+        raise ImageError(
+            f"{shown(url)} holds {len(header)} characters before its first comma; a data URL has at most "
+            f"{_MOST_HEADER_CHARACTERS} there: data:image/png;base64,...",
+            param,
+        )
+    kind = header.strip().partition(":")[2]
     media_type, *parameters = [each.strip().lower() for each in kind.split(";")]
     if not comma or _MARK not in parameters:
         raise ImageError(f"{shown(url)} is not a base64 data URL; send data:image/png;base64,... ", param)

@@ -146,7 +146,7 @@ class Metrics:
     async def observed(self, events: AsyncIterator[GenerateEvent], model: str) -> AsyncIterator[GenerateEvent]:
         """Yield the events as they come, timing them; closing this closes them."""
         started_s = time.perf_counter()
-        last_s: float | None = None
+        last_s: dict[int, float] = {}  # by choice
         # Found once: of all that is counted, only these two are counted for every token.
         between, generated = self._of("inter_token_latency_seconds", model), self._of("generation_tokens", model)
         try:
@@ -154,11 +154,12 @@ class Metrics:
                 if isinstance(event, FinishedEvent):
                     self._finish(event, model, time.perf_counter() - started_s)
                 elif isinstance(event, TokenEvent) and event.token_ids:
-                    if last_s is None:
+                    if not last_s:
                         self._observe("time_to_first_token_seconds", model, time.perf_counter() - started_s)
-                    else:
-                        between.observe(event.sampled_s - last_s)
-                    last_s = event.sampled_s
+                    if (before_s := last_s.get(event.index)) is not None:
+                        # A sum that falls is a restart to Prometheus: clocks of two machines may differ
+                        between.observe(max(event.sampled_s - before_s, 0.0))
+                    last_s[event.index] = event.sampled_s
                     generated.inc(len(event.token_ids))
                 yield event
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -10,13 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.embeddings import embed_request
 from serving.api.fields import Off
+from serving.api.piecewise import in_pieces, json_answer, written_array, written_list, written_object
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, count_prompt, or_cut
 from serving.protocol import EmbedInput, EmbedRequest, JoinedPart, ScoreRequest
@@ -71,17 +72,8 @@ def pooling_router(service: Service) -> APIRouter:
         reads_pairs = (await service.card(model)).task == "cross-encoder"
         work = _scored(service, model, asked) if reads_pairs else _embedded(service, model, asked)
         with service.metrics.one_answer(model):
-            arrays, num_tokens = await until_disconnect(
-                request.receive, deadline.finish(or_cut(contained(work), asked.request.truncate_tokens))
-            )
-        count_prompt(service, request, num_tokens)
-        data = [
-            {"index": index, "object": "pooling", "data": _encoded(array, asked.encoding)}
-            for index, array in enumerate(arrays)
-        ]
-        head = {"id": asked.request.request_id, "object": "list", "created": service.started_s}
-        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        return JSONResponse({**head, "model": asked.request.model or model, "data": data, "usage": usage})
+            answer = deadline.finish(_answered(service, request, asked, model, work))
+            return await until_disconnect(request.receive, answer)
 
     return router
 
@@ -133,7 +125,20 @@ def _pair(part: EmbedInput) -> tuple[EmbedInput, EmbedInput]:
     )
 
 
-def _encoded(array: npt.NDArray[np.float32], encoding: str) -> list[Any] | str:
-    """Return numbers, or the base64 of the little-endian float32 bytes, row behind row."""
-    raw = array.astype("<f4", copy=False)
-    return raw.tolist() if encoding == "float" else base64.b64encode(raw.tobytes()).decode()
+async def _answered(
+    service: Service, request: Request, asked: _Asked, model: str, work: Coroutine[Any, Any, Pooled]
+) -> Response:
+    arrays, num_tokens = await or_cut(contained(work), asked.request.truncate_tokens)
+    count_prompt(service, request, num_tokens)
+    items = list(enumerate(arrays))
+    data = await in_pieces(service, partial(_item, asked.encoding), items, lambda item: item[1].size)
+    head = {"id": asked.request.request_id, "object": "list", "created": service.started_s}
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    named = {**head, "model": asked.request.model or model}
+    return json_answer(written_object(named, "data", written_list(data), {"usage": usage}))
+
+
+def _item(encoding: str, item: tuple[int, npt.NDArray[np.float32]]) -> bytes:
+    """Return numbers, or the base64 of all of them, row behind row."""
+    index, array = item
+    return written_object({"index": index, "object": "pooling"}, "data", written_array(array, encoding))

@@ -1,18 +1,21 @@
 """`/v1/prefixes`: beginnings of conversations, demonstrations say, that are sent once and named by later requests.
 
-A plain prefix is its messages. A request that names one is answered as if it had sent them before its own, so that
-answers are the same by construction; what saves time is that its features and rows are found again where they were
-kept. Making one reads it once, which puts them there. A fused one is what the engine left of its messages: the rows of
-their text, which a request begins with; what it showed is not kept. A task vector is what demonstrations left in a few
-attention heads, which give it again when a request is answered.
+A plain prefix is its messages, with the images that they name by URL. A request that names one is answered as if it had
+sent them before its own, so that answers are the same by construction; what saves time is that its features and rows
+are found again where they were kept. Making one reads it once, which puts them there. A fused one is what the engine
+left of its messages: the rows of their text, which a request begins with; what it showed is not kept. A task vector is
+what demonstrations left in a few attention heads, which give it again when a request is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -27,6 +30,7 @@ from serving.api.deadline import Deadline
 from serving.api.disconnect import until_disconnect
 from serving.api.parsing import parse_body
 from serving.api.record import record_of
+from serving.api.remote_urls import fetched_images
 from serving.api.schemas import PrefixRequest
 from serving.api.service import Service, check_count, new_id
 from serving.api.stored_prefixes import PrefixFacts, PrefixStore
@@ -44,6 +48,9 @@ from serving.protocol import (
 T = TypeVar("T")
 
 _ALL_ROWS = KVCompression("uniform", 1.0)
+_URL_FIELDS = ("url", "video")
+"""Which hold where an image is, or a list of it."""
+_DATA = "data:application/octet-stream;base64,"
 _NO_FOLDER = "this server keeps no prefixes; start it with --prefix-folder FOLDER"
 
 
@@ -55,8 +62,11 @@ def prefixes_router(service: Service, store: PrefixStore) -> APIRouter:
     async def make(request: Request) -> Response:
         """Keep the beginning of a conversation under a name, and read it once."""
         deadline = service.deadline(request)
-        body, messages = await service.read(request, deadline, PrefixRequest, lambda body: _asked(service, body))
-        content = body.model_dump_json(exclude_unset=True).encode()
+        body, messages, fetched = await service.read(
+            request, deadline, PrefixRequest, lambda body: _asked(service, body)
+        )
+        content = await _on_disk(service, deadline, partial(_content, service, body, fetched))
+        del fetched
         await _on_disk(service, deadline, lambda: store.check_room(body.name, len(content)))
         sampling = SamplingParams(max_tokens=1, temperature=0.0)
         fuses, learns, vision = body.method == "fused", body.method == "task-vectors", body.vision
@@ -162,13 +172,38 @@ def check_reduces_something(asked: GenerateRequest) -> None:
         raise ParameterError("vision says how images are reduced, and no message holds one; leave it out", "vision")
 
 
-def _asked(service: Service, body: PrefixRequest) -> tuple[PrefixRequest, tuple[Message, ...]]:
-    options = FrameOptions(most_frames=service.settings.max_frames)
-    return body, conversation_of(service, body.messages, options)
+def _asked(service: Service, body: PrefixRequest) -> tuple[PrefixRequest, tuple[Message, ...], Mapping[str, bytes]]:
+    return body, _messages(service, body), fetched_images()
+
+
+def _messages(service: Service, body: PrefixRequest) -> tuple[Message, ...]:
+    return conversation_of(service, body.messages, FrameOptions(most_frames=service.settings.max_frames))
+
+
+def _content(service: Service, body: PrefixRequest, fetched: Mapping[str, bytes]) -> bytes:
+    """Return a plain prefix as it is kept, with the images that it names by URL in it; cut where all room ends."""
+    data_urls = {url: f"{_DATA}{base64.b64encode(data).decode()}" for url, data in fetched.items()}
+    told = _held(body.model_dump(mode="json", exclude_unset=True), data_urls if body.method == "plain" else {})
+    pieces, num_bytes = list[bytes](), 0
+    for piece in json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).iterencode(told):
+        pieces.append(piece.encode())
+        num_bytes += len(pieces[-1])
+        if num_bytes > service.settings.max_prefix_bytes:
+            break
+    return b"".join(pieces)
+
+
+def _held(value: Any, data_urls: Mapping[str, str], name: str = "") -> Any:
+    """Return a part of a body, the value of a field of that name, with data in place of where it is."""
+    if isinstance(value, dict):
+        return {key: _held(each, data_urls, key) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_held(each, data_urls, name) for each in value]
+    return data_urls.get(value, value) if name in _URL_FIELDS and isinstance(value, str) else value
 
 
 def _begun(service: Service, content: bytes) -> tuple[Message, ...]:
-    return _asked(service, parse_body([content], PrefixRequest, service.settings))[1]
+    return _messages(service, parse_body([content], PrefixRequest, service.settings))
 
 
 def _rows(method: str, usage: Usage) -> int:

@@ -20,12 +20,13 @@ from pydantic import Field, model_validator
 
 from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS, InputType
-from bundle.similarity import similarity
+from bundle.similarity import Vectors, similarity
 from serving.api.contents import JoinedContent, Part, TextContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, Strict, Text, at_most
 from serving.api.images import image_part
+from serving.api.piecewise import in_pieces
 from serving.api.schemas import MostTokens, NonEmptyText
 from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
 from serving.protocol import EmbedInput, EmbedRequest, ScoreRequest, TextPart
@@ -172,8 +173,15 @@ async def _compared(service: Service, model: str, asked: _Asked) -> tuple[Scores
     result = await service.client.embed(replace(asked.request, model=model))
     num_first = asked.num_first
     first, others = result.embeddings[:num_first], result.embeddings[num_first:]
-    scores = [similarity(first[place % num_first], each) for place, each in enumerate(others)]
+    pairs = [(first[place % num_first], each) for place, each in enumerate(others)]
+    scores = await in_pieces(service, lambda pair: similarity(*pair), pairs, _cost_us)
     return np.array(scores), result.prompt_tokens
+
+
+def _cost_us(pair: tuple[Vectors, Vectors]) -> float:
+    """Return about how long two inputs take to be compared: 10 microseconds, and one for 5,000 products."""
+    first, second = pair
+    return 10 + (first.size * len(second) / 5_000 if second.ndim > 1 else 0)
 
 
 async def _read_together(service: Service, model: str, asked: _Asked) -> tuple[Scores, int]:

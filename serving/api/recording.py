@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from serving.api.redaction import HIDDEN, redacted
 logger = logging.getLogger(__name__)
 
 PATTERN = "requests-*.jsonl"
+_NAME = re.compile(r"requests-\d+T\d+-(\d+)-(\d+)\.jsonl")
+"""Holds whose file it is, by the number of the process, and which of its files."""
 _FILES = 8
 """Of which the oldest goes when all of them together are full."""
 _MOST_WAITING_BYTES = 64 << 20
@@ -62,7 +65,6 @@ class Recorder:
         self._num_waiting = self._num_waiting_bytes = 0
         self._changed = threading.Condition()
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._append(b"")
         except OSError as error:
             raise SettingsError(f"requests cannot be recorded in {self._folder}: {error.strerror}") from error
@@ -137,25 +139,60 @@ class Recorder:
         return self._max_bytes // _FILES
 
     def _append(self, line: bytes) -> None:
-        """Write a line into the newest file, which is a new one where that is full."""
-        if self._file is None or self._file.stat().st_size + len(line) > self._segment_bytes:
+        """Write a line into the newest file, which is a new one where that is full or was taken away."""
+        if self._file is None or not self._has_room(self._file, len(line)):
             self._num_files += 1
             started = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
             self._file = self._folder / f"requests-{started}-{os.getpid()}-{self._num_files:06}.jsonl"
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         with open(os.open(self._file, flags, 0o600), "wb") as opened:
             opened.write(line)
 
+    def _has_room(self, file: Path, num_bytes: int) -> bool:
+        stat = _stat(file)
+        return stat is not None and stat.st_size + num_bytes <= self._segment_bytes
+
     def _make_room(self) -> None:
-        """Remove the oldest files, so that one more fits."""
-        files = sorted(self._folder.glob(PATTERN), key=lambda file: file.stat().st_mtime_ns)
-        num_bytes = sum(file.stat().st_size for file in files)
-        for file in files:
+        """Remove the oldest files, so that one more fits; none that another process writes into."""
+        found = [(stat, file) for file in self._folder.glob(PATTERN) if (stat := _stat(file)) is not None]
+        num_bytes = sum(stat.st_size for stat, _ in found)
+        written = _written_by_others([file for _, file in found])
+        for stat, file in sorted(found, key=lambda each: each[0].st_mtime_ns):
             if num_bytes + self._segment_bytes <= self._max_bytes:
                 return
-            num_bytes -= file.stat().st_size
-            file.unlink(missing_ok=True)
+            if file not in written:
+                num_bytes -= stat.st_size
+                file.unlink(missing_ok=True)
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    """Return what the system knows of a file; None where there is none."""
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _written_by_others(files: list[Path]) -> set[Path]:
+    """Return the last file of each other process that lives."""
+    last: dict[int, tuple[int, Path]] = {}
+    for file in files:
+        if name := _NAME.fullmatch(file.name):
+            process, number = int(name[1]), int(name[2])
+            last[process] = max(last.get(process, (0, file)), (number, file))
+    return {file for process, (_, file) in last.items() if process != os.getpid() and _lives(process)}
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and ends nothing
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _encoded(value: dict[str, Any], key: bytes) -> bytes:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Any
 
 from bundle.errors import ImageError
-from serving.api.images import decoded, split_data_url
+from serving.api.images import decoded, is_data, split_data_url
+from serving.api.remote_urls import is_remote
 
 _SECRET_FIELDS = frozenset(
     {"api_key", "apikey", "api-key", "x-api-key", "authorization", "password", "secret", "token", "access_token"}
 )
 HIDDEN = "[redacted]"
 _DIGEST = "sha256:"
-_URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _PARAM = "body"
 
 
@@ -42,15 +41,15 @@ def _field(name: str, value: Any, is_base64: bool, keeps_images: bool) -> Any:
 
 
 def _text(text: str, keeps_images: bool) -> str:
-    if text[:5].lower() == "data:" and not keeps_images:
+    if not keeps_images and is_data(text):
         try:
             media_type, payload = split_data_url(text, _PARAM)
         except ImageError:
             return _told(text, "")
         return _told(payload, media_type)
-    if ("?" in text or "@" in text) and _URL.fullmatch(text):  # what signs a URL, or a name and a password in it
-        scheme, _, rest = text.partition("://")
-        place = rest.partition("?")[0].partition("#")[0]
+    if ("?" in text or "@" in text) and is_remote(text):  # what signs a URL, or a name and a password in it
+        scheme, _, rest = text.strip().partition(":")
+        place = rest.lstrip("/").partition("?")[0].partition("#")[0]
         return f"{scheme}://{place.rpartition('@')[2]}?{HIDDEN}"
     return text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -43,9 +43,15 @@ def remote_urls(urls: RemoteUrls | None) -> Iterator[None]:
         _OF_REQUEST.reset(token)
 
 
+def fetched_images() -> Mapping[str, bytes]:
+    """Return what the URLs hold of the request that is read, as far as it is here; it fills while they are fetched."""
+    urls = _OF_REQUEST.get()
+    return {} if urls is None else urls.fetched
+
+
 def is_remote(url: str) -> bool:
     """Return whether a URL leads to another server."""
-    return url.lstrip().lower().startswith(("http:", "https:"))
+    return url.lstrip()[:6].lower().startswith(("http:", "https:"))
 
 
 def remote_data(url: str, param: str) -> bytes:

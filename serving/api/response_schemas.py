@@ -184,7 +184,7 @@ class ResponsesBody(Strict):
     user: Text | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None
-    metadata: Annotated[dict[str, Text], at_most(16, "entries")] | None = None
+    metadata: Annotated[dict[Text, Text], at_most(16, "entries")] | None = None
 
     store: Annotated[Any, Unbuilt((False,))] = None
     previous_response_id: NotStored = None

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from serving.api.answering import Answering, Ending, EventStream, Piece
 from serving.api.choices import logprobs_body
 from serving.api.disconnect import until_disconnect
-from serving.api.errors import error_body
+from serving.api.errors import response_error_body
 from serving.api.events import named_event
 from serving.api.response_schemas import ResponsesBody, messages_of
 from serving.api.service import Service, new_id
@@ -164,8 +164,8 @@ class ResponseForm:
 
     def failure(self, error: Exception) -> Iterator[bytes]:
         """Yield what went wrong."""
-        told = error_body(error)["error"]
-        yield self._event("error", code=told["code"], message=told["message"], param=told["param"])
+        self._number += 1
+        yield named_event(response_error_body(error, self._number))
 
     def _said(self, said: Said) -> Iterator[bytes]:
         if isinstance(said, CallBegun):

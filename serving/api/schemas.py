@@ -30,6 +30,7 @@ from serving.api.contents import (
     VisionOptions,
 )
 from serving.api.fields import (
+    JsonObject,
     Name,
     Off,
     OffOrEmptyList,
@@ -76,7 +77,7 @@ class AssistantMessage(_Message):
     reasoning: Off = None
     reasoning_content: Off = None
     parsed: Off = None
-    grounding: dict[str, Any] | None = None
+    grounding: JsonObject | None = None
 
 
 class UserMessage(_Message):
@@ -176,7 +177,7 @@ class ChatRequest(SamplingFields):
     user: Text | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None
-    metadata: Annotated[dict[str, Text], _at_most(16, "entries")] | None = None
+    metadata: Annotated[dict[Text, Text], _at_most(16, "entries")] | None = None
 
     best_of: OffOrOne = None
     length_penalty: OffOrOne = None

@@ -69,6 +69,7 @@ class Service:
         remote: Fetches images; None where nothing is fetched.
         recorder: Writes requests down; None where none are.
         parser: The thread in which large bodies are parsed, one at a time: each takes twice its size for a moment.
+        reckoner: The thread in which answers of many numbers are reckoned and written, a piece at a time.
     """
 
     client: EngineClient
@@ -80,6 +81,7 @@ class Service:
     remote: RemoteImages | None = field(init=False)
     recorder: Recorder | None = field(init=False)
     parser: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "body"))
+    reckoner: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "numbers"))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", BodyBudget(self.settings.max_bodies_bytes))
@@ -192,8 +194,9 @@ class Service:
         """
         card = await (self.card(name) if name else self.only_card(tasks))
         record = record_of(request)
+        if not record.model:  # a chat behind a prefix asks twice
+            self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
         record.model = card.name
-        self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
         if tasks and card.task not in tasks:
             raise TaskError(f"model {name!r} does {card.task}; this route wants {' or '.join(tasks)}", "model")
         return card.name

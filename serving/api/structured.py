@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
-from serving.api.fields import Strict, Text, at_most
+from serving.api.fields import Strict, Text, at_most, check_json
 from serving.protocol import Structure
 
 _MOST_CHOICES = 1024
@@ -26,7 +26,7 @@ def _check_schema(value: Any) -> Any:
             raise PydanticCustomError("schema_text", "not the text of a JSON schema") from error
     if not isinstance(value, dict):
         raise PydanticCustomError("schema", "a JSON schema must be an object")
-    return value
+    return check_json(value)
 
 
 JsonSchema = Annotated[dict[str, Any], BeforeValidator(_check_schema)]

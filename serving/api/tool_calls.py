@@ -11,11 +11,13 @@ from typing import Any
 
 from bundle.tools import CALL_END, CALL_START
 
-_HEAD = re.compile(r'\s*[\[,]?\s*\{\s*"name"\s*:\s*"([\w-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_HEAD = re.compile(r'\s*(?:[\[,]\s*)?\{\s*"name"\s*:\s*"([\w-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 """Of a call that can be told as it comes; any other is read once it is whole."""
 _LONE = re.compile("[\ud800-\udfff]")
 _BETWEEN = re.compile(r"[\s}\]]*")
 """Behind the arguments: what closes the call, and a list of calls."""
+_MOST_HELD = 1 << 16
+"""Characters of a call that is not told as it comes; what holds more, marks included, is text."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class CallReader:
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
         self._left = ""
+        self._num_looked_at = 0  # of what is left, while a call is held
         self._step = self._text
-        self._blanks = ""
+        self._blanks = list[str]()
         self._has_spoken = False
         self._arguments = _ObjectEnd()
         self.num_calls = 0
@@ -80,7 +83,8 @@ class CallReader:
     def finish(self) -> list[Said]:
         """Return what was held back: the answer has ended."""
         said = self._certain(is_end=True)
-        return said if self.num_calls or not self._blanks else [*said, SaidText(self._blanks)]
+        blanks = "".join(self._blanks)
+        return said if self.num_calls or not blanks else [*said, SaidText(blanks)]
 
     def _certain(self, *, is_end: bool) -> list[Said]:
         said = list[Said]()
@@ -102,15 +106,19 @@ class CallReader:
     def _call(self, is_end: bool) -> list[Said]:
         """Read from the opening mark on, or from the comma between two calls of a list."""
         mark = CALL_START if self._left.startswith(CALL_START) else ""
-        head = _HEAD.match(self._left, len(mark))
-        if head and head[1] in self._names:
-            self._taken(head.end())
-            self._arguments, self._step = _ObjectEnd(), self._object
-            return [self._begun(head[1])]
-        end = self._left.find(CALL_END)
-        if end < 0 and not is_end:
+        before, self._num_looked_at = self._num_looked_at, len(self._left)
+        if self._left.find("{", before, _MOST_HELD) >= 0:  # a head ends before one
+            head = _HEAD.match(self._left, len(mark), _MOST_HELD)
+            if head and head[1] in self._names:
+                self._taken(head.end())
+                self._arguments, self._step = _ObjectEnd(), self._object
+                return [self._begun(head[1])]
+        end = self._left.find(CALL_END, max(before - len(CALL_END), 0), _MOST_HELD)
+        if end < 0 and len(self._left) < _MOST_HELD and not is_end:
             return []
         self._step = self._text
+        if end < 0 and len(self._left) >= _MOST_HELD:
+            return self._spoken(self._taken(_MOST_HELD))
         return self._whole(self._taken(len(self._left) if end < 0 else end + len(CALL_END)), mark)
 
     def _object(self, is_end: bool) -> list[Said]:
@@ -122,7 +130,7 @@ class CallReader:
     def _behind(self, is_end: bool) -> list[Said]:
         rest = _BETWEEN.sub("", self._left, count=1)
         if rest != CALL_END and CALL_END.startswith(rest):
-            self._left = "" if is_end else self._left
+            self._left = "" if is_end else rest
             return []
         self._left = rest.removeprefix(CALL_END)
         self._step = self._call if rest.startswith(",") else self._text
@@ -140,22 +148,23 @@ class CallReader:
 
     def _begun(self, name: str) -> CallBegun:
         self.num_calls += 1
-        self._blanks = ""
+        self._blanks.clear()
         return CallBegun(self.num_calls - 1, f"call_{uuid.uuid4().hex[:24]}", name)
 
     def _spoken(self, text: str) -> list[Said]:
         """Return a text, without blanks at its end until more follows."""
-        text = self._blanks + text
-        text = text if self._has_spoken or not self.num_calls else text.lstrip()
         said = text.rstrip()
-        self._blanks = text[len(said) :]
         if not said:
+            self._blanks.append(text)
             return []
-        self._has_spoken = True
-        return [SaidText(said)]
+        is_first_behind_calls = self.num_calls > 0 and not self._has_spoken
+        said, after = "".join([*self._blanks, said]), text[len(said) :]
+        self._blanks, self._has_spoken = [after], True
+        return [SaidText(said.lstrip() if is_first_behind_calls else said)]
 
     def _taken(self, end: int) -> str:
         taken, self._left = self._left[:end], self._left[end:]
+        self._num_looked_at = 0
         return taken
 
 

@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bundle.errors import ParameterError
-from serving.api.fields import Strict, Text, at_most
+from serving.api.fields import Strict, Text, at_most, object_text
 from serving.api.structured import JsonSchema
 from serving.protocol import SamplingParams, Structure, Tool
 
 MOST_TOOLS = 128
 MOST_CALLS = 16
 """In one answer that is held to calls: a model that knows no end makes no more."""
-MOST_LEVELS = 100
-"""Of objects and lists within each other, in a schema or in arguments: templates walk them by recursion."""
 Choice = Literal["none", "auto", "required"]
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -141,24 +139,12 @@ def json_text(value: dict[str, Any], param: str) -> str:
     """Return a JSON object as text that a template can be filled with.
 
     Raises:
-        ParameterError: It is nested too deeply, or holds half a surrogate pair or a number that JSON has not.
+        ParameterError: As `object_text`, by the name of the field.
     """
-    level: list[Any] = [value]
-    for _ in range(MOST_LEVELS):
-        inner = [each.values() if isinstance(each, dict) else each for each in level]
-        level = [each for values in inner for each in values if isinstance(each, (dict, list))]
-    if level:
-        raise ParameterError(f"{param} is nested more than {MOST_LEVELS} levels deep; send a simpler value", param)
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ParameterError(
-            f"{param} holds a lone surrogate, which is no character; send valid Unicode", param
-        ) from error
+        return object_text(value)
     except ValueError as error:
-        raise ParameterError(f"{param} holds NaN or an infinite number, which JSON has not", param) from error
-    return text
+        raise ParameterError(f"{param}: {error}", param) from error
 
 
 def tool_of(

@@ -8,7 +8,7 @@ from typing import Any
 from bundle.errors import ParameterError
 
 _VALUE_CHARACTERS = 80
-_SPEAK_FOR_THEMSELVES = frozenset({"too_many", "unknown_field", "token_ids", "unicode"})
+_SPEAK_FOR_THEMSELVES = frozenset({"too_many", "unknown_field", "token_ids", "unicode", "no_json"})
 """Problems of our own schemas whose text needs no value beside it."""
 
 

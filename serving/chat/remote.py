@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -32,14 +32,20 @@ class RemoteAnswerer:
         url: Of the server, with `/v1` or without.
         model: Its name; empty: the first that chats.
         key: For the header `Authorization`; empty: none is sent.
+
+    Raises:
+        ParameterError: The URL is none.
     """
 
     def __init__(self, url: str, model: str = "", key: str = "") -> None:
         base = url.rstrip("/").removesuffix("/v1") + "/v1/"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.AsyncClient(
-            base_url=base, headers=headers, timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
-        )
+        try:
+            self._client = httpx.AsyncClient(
+                base_url=base, headers=headers, timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
+            )
+        except httpx.InvalidURL as error:
+            raise ParameterError(f"{url} is no address of a server: {error}") from error
         self._url = url
         self.name = model
 
@@ -54,11 +60,13 @@ class RemoteAnswerer:
         response = await self._sent(self._client.build_request("GET", "models"))
         try:
             cards = json.loads(await response.aread())["data"]
-            self.name = next(card["id"] for card in cards if card.get("capabilities", {}).get("chat", True))
+            self.name = str(next(card["id"] for card in cards if _chats(card)))
         except StopIteration:
             raise ModelNotFoundError(f"{self._url} serves no model that chats") from None
         except (ValueError, KeyError, TypeError) as error:
             raise EngineDeadError(f"{self._url}/v1/models is no list of models; is this the right address?") from error
+        except httpx.HTTPError as error:
+            raise EngineDeadError(f"{self._url} broke off in the list of its models ({_reason(error)})") from error
         finally:
             await response.aclose()
 
@@ -73,7 +81,7 @@ class RemoteAnswerer:
         response = await self._sent(self._client.build_request("POST", "chat/completions", json=body))
         reading = _Reading(started_s)
         try:
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 if line.startswith("data:") and (text := reading.take(line[5:].strip())):
                     yield text
         except httpx.HTTPError as error:
@@ -123,6 +131,22 @@ class RemoteAnswerer:
         if response.status_code in (502, 503, 504):
             return EngineDeadError(reason), 0.0
         return ParameterError(reason), 0.0
+
+
+def _chats(card: dict[str, Any]) -> bool:
+    """Say whether a model chats; what other servers tell of it, if anything, has forms of its own."""
+    told = dict(card).get("capabilities")
+    return bool(told.get("chat", True)) if isinstance(told, dict) else True
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Yield a body's lines; httpx's own end at U+2028 and its like too, which JSON writes as they are."""
+    begun = ""
+    async for text in response.aiter_text():
+        *whole, begun = (begun + text).split("\n")
+        for line in whole:
+            yield line.removesuffix("\r")
+    yield begun
 
 
 class _Reading:

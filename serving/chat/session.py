@@ -220,14 +220,16 @@ class Session:
         self._voice.note(self.talk.choices.told())
 
     def _save(self, words: str) -> None:
-        file = Path(words or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json").expanduser()
+        file = Path(words or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json")
         messages = self.talk.said()
         try:
+            file = file.expanduser()
             file.write_text(
                 json.dumps({"model": self._answerer.name, "messages": messages}, indent=1), encoding="utf-8"
             )
-        except OSError as error:
-            raise MachineError(f"{file} cannot be written: {error.strerror}") from error
+        except (OSError, ValueError, RuntimeError) as error:  # of a user who has no home, or a name with a zero in it
+            reason = getattr(error, "strerror", None) or error
+            raise MachineError(f"{file} cannot be written: {reason}") from error
         self._voice.note(f"{len(self.talk.turns)} turns are written to {file}")
 
     def _end(self, words: str) -> None:

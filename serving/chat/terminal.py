@@ -12,6 +12,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from bundle.errors import ParameterError
 from bundle.machine import cache_folder
 from serving.chat.answerer import Answerer
 from serving.chat.session import Session
@@ -101,7 +102,11 @@ def _typed(session: Session) -> str:
 
 
 def _piped(session: Session) -> str:
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+        line.encode()  # where the locale takes any byte, half surrogate pairs stand for those that are no UTF-8
+    except UnicodeError as error:
+        raise ParameterError(f"standard input is not UTF-8: {error}") from error
     if not line:
         raise EOFError
     return line.rstrip("\r\n")

@@ -7,18 +7,16 @@ answer without the mark is Ray's own, plain text for what happened to the ingres
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.errors import DeadlineError, EngineDeadError, PocketVLMError
-from serving.api.errors import error_body, http_error
+from serving.api.errors import cut_stream_end, error_response
 from serving.api.record import REQUEST_ID
 from serving.cluster.call import Outlook
 from serving.cluster.watch import watch_of
@@ -31,10 +29,14 @@ MARK = "x-pocketvlm-answer"
 """The header by which an ingress tells its answers from Ray's; it goes no further than the proxy."""
 _OWN_PATHS = "/-/"
 """Of Ray's proxies themselves: /-/healthz and /-/routes."""
+_OF_EVENT = b"\ndata: "
+"""Once in each event with a name."""
 _TRIES = 2
 _REPLAY_BYTES = 1 << 20
 """Of a body, kept so that it can be sent to another ingress. A larger one is sent once."""
 _PATIENCE_S = 15.0
+_RETRY_AFTER_S = 1
+"""What a client is told to wait: another ingress answers, as a rule."""
 _NO_ANSWER = "the process that had this request is gone; send it again"
 
 
@@ -65,12 +67,13 @@ class OwnForm:
             if error is None or body.is_abandoned:
                 return
             if answer.is_begun:
-                await answer.end(error)
+                await answer.end(error, scope["path"])
                 return
             if not (isinstance(error, EngineDeadError) and body.can_rewind):
                 break
         error = error or EngineDeadError(_NO_ANSWER)
-        response = JSONResponse(error_body(error), http_error(error).status, {REQUEST_ID: name})
+        response = error_response(error, _RETRY_AFTER_S, scope["path"])
+        response.headers[REQUEST_ID] = name
         await response(scope, receive, send)
 
     async def _try(self, scope: Scope, body: _Body, answer: _Answer) -> PocketVLMError | None:
@@ -142,6 +145,7 @@ class _Answer:
         self._send = send
         self._is_ended = False
         self._is_stream = False
+        self._num_events = 0
         self._status_of_ray: int | None = None
 
     async def send(self, message: Message) -> None:
@@ -151,6 +155,8 @@ class _Answer:
         if message["type"] == "http.response.start" and not self._begin(message):
             self._status_of_ray = message["status"]
             return
+        if self._is_stream:
+            self._num_events += message.get("body", b"").count(_OF_EVENT)
         self._is_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
@@ -164,12 +170,11 @@ class _Answer:
             return DeadlineError("the request took longer than its x-request-timeout-seconds allows")
         return EngineDeadError(_NO_ANSWER)
 
-    async def end(self, error: PocketVLMError) -> None:
-        """End a stream that was cut with an error event; another answer is cut, as its length tells."""
+    async def end(self, error: PocketVLMError, path: str) -> None:
+        """End a stream that was cut as the API of its path has it; another answer is cut, as its length tells."""
         if self._is_stream:
-            body = json.dumps(error_body(error), ensure_ascii=False, separators=(",", ":"))
-            event = f"data: {body}\n\ndata: [DONE]\n\n"
-            await self._send({"type": "http.response.body", "body": event.encode(), "more_body": False})
+            events = cut_stream_end(error, path, self._num_events)
+            await self._send({"type": "http.response.body", "body": events, "more_body": False})
 
     def _begin(self, message: Message) -> bool:
         """Return whether this is the head of an ingress' answer, whose mark it takes away."""

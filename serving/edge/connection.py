@@ -18,7 +18,7 @@ from typing import Any, Literal
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from serving.api.errors import body as error_body
+from serving.api.errors import refusal_body
 from serving.settings import HttpSettings
 
 Phase = Literal["unread answer", "refused", "answering", "receiving", "unread rest", "head", "idle"]
@@ -240,7 +240,8 @@ class Connection(H11Protocol):
             return
         self._is_refused = self._is_dropping = True
         self.flow.resume_reading()
-        self.transport.write(_answer(status, message, code))
+        path = self.scope["path"] if is_open else ""  # else it is none's, or the last request's
+        self.transport.write(_answer(status, refusal_body(status, message, code, path)))
         if is_open:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -293,10 +294,9 @@ class ConnectionWatch:
             connection.sweep(now_s)
 
 
-def _answer(status: int, message: str, code: str) -> bytes:
+def _answer(status: int, body: dict[str, Any]) -> bytes:
     """Return a whole answer with an error, after which the connection is closed."""
-    kind = "unavailable_error" if status == 503 else "invalid_request_error"
-    content = json.dumps(error_body(message, kind, None, code)).encode()
+    content = json.dumps(body).encode()
     lines = (
         b"HTTP/1.1 %d %s" % (status, STATUS_PHRASES[status]),
         b"content-type: application/json",

@@ -25,7 +25,8 @@ class ServiceManager:
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        self._address = environment.get(_SOCKET, "").replace("@", "\0", 1)
+        named = environment.get(_SOCKET, "")
+        self._address = f"\0{named[1:]}" if named.startswith("@") else named  # the abstract namespace
         is_ours = environment.get(_WATCHDOG_PID, str(os.getpid())) == str(os.getpid())
         self._is_watched = _WATCHDOG in environment and is_ours
 

@@ -15,7 +15,7 @@ from runtime.encoders import Vectors
 from runtime.filled_prompt import FilledPrompt
 from serving.models.prompted import PromptedModel
 from serving.models.together import together
-from serving.models.vectors import VectorModel, check_inputs, cut
+from serving.models.vectors import VectorModel, check_inputs, cut_all
 from serving.protocol import EmbedInput, EmbedRequest, EmbedResult, JoinedPart, TokensPart
 
 
@@ -38,10 +38,11 @@ class EmbedderModel(PromptedModel, VectorModel):
                 self._embed_one(request, part, kind, most_tokens, pooling)
                 for part, kind in zip(request.inputs, kinds, strict=True)
             )
-        vectors = tuple(cut(own, request.dimensions, is_raw=request.is_raw) for own, _ in found)
+            own = [vectors for vectors, _ in found]
+            vectors = await cut_all(self._pool.text, request.request_id, own, request.dimensions, is_raw=request.is_raw)
         num_tokens = sum(tokens for _, tokens in found)
         if pooling == "tokens":
-            return EmbedResult(vectors, num_tokens)
+            return EmbedResult(tuple(vectors), num_tokens)
         return EmbedResult(np.concatenate(vectors), num_tokens)
 
     def _pooling(self, request: EmbedRequest) -> Pooling:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bundle import tensors
 from bundle.data_experts import task_cosines
@@ -26,7 +27,7 @@ from serving.models.pool import PreprocessPool
 from serving.models.text_rows import TextRows
 from serving.models.together import together
 from serving.models.turns import Turns
-from serving.models.vectors import VectorModel, check_inputs, cut, refuse_boxes
+from serving.models.vectors import VectorModel, check_inputs, cut_all, refuse_boxes
 from serving.models.vision import VisionStage
 from serving.protocol import (
     ClassifyRequest,
@@ -46,6 +47,8 @@ _PIECE_TEXTS = 8
 _Text = str | Sequence[int]
 _Embedded = Sequence[Vectors]
 """Of each input [E], or [m, E] of a model that keeps a vector for every token."""
+_PIECE_PAIRS = 256
+"""Images with texts, of several vectors each, that are compared as one: some tens of milliseconds."""
 _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
 
@@ -121,11 +124,10 @@ class EmbeddingModel(VectorModel):
             texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
             images = [part for part in inputs if isinstance(part, ImagePart)]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
-        of_texts = [own[..., : self._dims.embedding_size] for own in of_texts]
-        left = {False: iter(of_texts), True: iter(of_images)}
-        vectors = [
-            cut(next(left[isinstance(part, ImagePart)]), request.dimensions, is_raw=request.is_raw) for part in inputs
-        ]
+            of_texts = [own[..., : self._dims.embedding_size] for own in of_texts]
+            left = {False: iter(of_texts), True: iter(of_images)}
+            own = [next(left[isinstance(part, ImagePart)]) for part in inputs]
+            vectors = await cut_all(self._pool.text, request.request_id, own, request.dimensions, is_raw=request.is_raw)
         return EmbedResult(np.stack(vectors) if self._dims.vectors == "one" else tuple(vectors), num_tokens)
 
     def _check_granularity(self, request: EmbedRequest) -> None:
@@ -162,25 +164,43 @@ class EmbeddingModel(VectorModel):
             if self._told:
                 prompts += request.labels
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
-        if self._told:
-            near = self._near_by_task(np.stack(of_images), np.stack(of_texts), len(request.labels))
-            return ClassifyResult(scores(near, self._dims), num_tokens)
-        of_images, of_texts = ([unit(own) for own in each] for each in (of_images, of_texts))
-        if self._dims.vectors == "tokens":
-            near = mean_similarities(of_images, of_texts, len(templates))
-            return ClassifyResult(scores(near, self._dims), num_tokens)
-        of_labels = unit(np.stack(of_texts).reshape(len(request.labels), len(templates), -1).mean(axis=1))
-        return ClassifyResult(scores(np.stack(of_images) @ of_labels.T, self._dims), num_tokens)
+            near = await self._near(request, of_images, of_texts, len(templates))
+            return ClassifyResult(await self._pool.text.run(request.request_id, scores, near, self._dims), num_tokens)
 
-    def _near_by_task(self, images: Vectors, texts: Vectors, num_labels: int) -> Vectors:
+    async def _near(
+        self, request: ClassifyRequest, of_images: _Embedded, of_texts: _Embedded, num_templates: int
+    ) -> Vectors:
+        """Return [images, labels] how near labels are to images, reckoned on the threads for text.
+
+        Args:
+            request: That asks.
+            of_images: As the graph gives them.
+            of_texts: Of the labels in their templates, the templates of a label together; where several models tell
+                what the labels say, of the labels alone behind them.
+            num_templates: Of each label.
+        """
+        owner, crew, num_labels = request.request_id, self._pool.text, len(request.labels)
+        if self._told:
+            return await crew.run(owner, self._near_by_task, of_images, of_texts, num_labels)
+        if self._dims.vectors == "one":
+            return await crew.run(owner, _near_by_mean, of_images, of_texts, num_labels)
+        starts = range(0, len(of_texts), _PIECE_PAIRS)
+        images = await crew.run(owner, _units, of_images)
+        pieces = await together(crew.run(owner, _units, of_texts[start : start + _PIECE_PAIRS]) for start in starts)
+        work = (crew.run(owner, _near_by_tokens, image, piece) for image in images for piece in pieces)
+        near = np.concatenate(await together(work))
+        means: Vectors = near.reshape(len(of_images), num_labels, num_templates).mean(axis=-1).astype(np.float32)
+        return means
+
+    def _near_by_task(self, of_images: _Embedded, of_texts: _Embedded, num_labels: int) -> Vectors:
         """Return [images, labels] how near labels are by several models, weighed by what all the labels say.
 
         Args:
-            images: [I, E].
-            texts: [n, E + N], of the labels in their templates, and behind them of the labels alone.
+            of_images: Of each [E].
+            of_texts: Of each [E + N], of the labels in their templates, and behind them of the labels alone.
             num_labels: Of them.
         """
-        size = self._dims.embedding_size
+        images, texts, size = np.stack(of_images), np.stack(of_texts), self._dims.embedding_size
         in_templates, alone = texts[:-num_labels, :size], texts[-num_labels:, size:]
         return task_cosines(unit(images), in_templates.reshape(num_labels, -1, size), alone)
 
@@ -267,15 +287,24 @@ def _num_rows(batch: TextBatch) -> int:
     return len(batch.input_ids)
 
 
-def mean_similarities(images: _Embedded, texts: _Embedded, num_templates: int) -> Vectors:
-    """Return [images, labels] how near labels are to images: the mean over patches of their nearest token's cosine.
+def _near_by_mean(of_images: _Embedded, of_texts: _Embedded, num_labels: int) -> Vectors:
+    """Return [images, labels] cosines of images, of each [E], and the means of each label's texts, of each [E]."""
+    images, texts = (unit(np.stack(each)) for each in (of_images, of_texts))
+    near: Vectors = images @ unit(texts.reshape(num_labels, -1, texts.shape[-1]).mean(axis=1)).T
+    return near
 
-    As FILIP scores an image with texts (arXiv 2111.07783, section 3.1), and the mean over the templates of a label
-    (section 3.3), whose texts stand together.
+
+def _units(embedded: _Embedded) -> _Embedded:
+    return [unit(own) for own in embedded]
+
+
+def _near_by_tokens(image: Vectors, texts: _Embedded) -> npt.NDArray[np.float64]:
+    """Return [texts] how near texts are to an image [m, E]: the mean over patches of their nearest token's cosine.
+
+    As FILIP scores an image with texts (arXiv 2111.07783, section 3.1). The mean over the templates of a label
+    (section 3.3) is the caller's.
     """
-    near = np.array([[similarity(image, text) / len(image) for text in texts] for image in images])
-    means: Vectors = near.reshape(len(images), -1, num_templates).mean(axis=-1).astype(np.float32)
-    return means
+    return np.array([similarity(image, text) / len(image) for text in texts])
 
 
 def scores(cosines: Vectors, dims: DualEncoderDims) -> Vectors:

@@ -22,6 +22,8 @@ def within_engines(bundle: Bundle, settings: EngineSettings) -> EngineSettings:
     """
     bounds = try_bounds(bundle, settings)
     if bounds is None:
+        if settings.engines:
+            logger.warning("%s runs without engines: engine.engines names none of it", bundle.name)
         return settings
     lowered = _lowered(bundle, settings, bounds)
     logger.info("%s: %s%s", bundle.name, bounds, "".join(f"; {name} is {value}" for name, value in lowered.items()))

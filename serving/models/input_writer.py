@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from bundle.errors import ContextLengthError, ParameterError
 from bundle.image import TileLayout
@@ -49,14 +50,40 @@ class InputWriter:
         return self._longest if asked == ALL else asked
 
     def of_ids(self, token_ids: Sequence[int], most_tokens: int | None) -> Prompt:
-        """Return ids as they are, the first so many of them where they are cut.
+        """Return ids as they are, or cut as their text would be: what the template writes behind it stays.
 
         Raises:
-            RequestError: They are too many and not cut, or not the model's.
+            RequestError: They are too many and not cut, not the model's, or nothing says where they may be cut.
         """
-        kept = token_ids if most_tokens is None else token_ids[:most_tokens]
+        kept = token_ids
+        if most_tokens is not None and len(token_ids) > most_tokens:
+            kept = self._shorter(token_ids, most_tokens)
         self._check_length(len(kept))
         return self._prompts.of_ids(kept)
+
+    def _shorter(self, token_ids: Sequence[int], most_tokens: int) -> list[int]:
+        """Return so many of a prompt's ids: those before its end go, as models that pool by `last` look at the end."""
+        num_before, behind = self._around
+        if most_tokens < num_before + len(behind):
+            raise ContextLengthError(
+                f"{most_tokens} tokens are allowed, and the model's template alone takes {num_before + len(behind)}. "
+                "Allow more"
+            )
+        if list(token_ids[len(token_ids) - len(behind) :]) != behind:
+            raise ParameterError(
+                f"truncate_prompt_tokens = {most_tokens}: these {len(token_ids)} ids do not end as the model's "
+                f"template ends a text, with {behind}, so that nothing says where they may be cut. Send those that "
+                "/tokenize answers, or the text",
+                "truncate_prompt_tokens",
+            )
+        return [*token_ids[: most_tokens - len(behind)], *behind]
+
+    @cached_property
+    def _around(self) -> tuple[int, list[int]]:
+        """How many tokens the template writes before a text, and which behind it: what prompts of two texts share."""
+        first, second = (self._prompts.build([Turn("user", (text,))], ()).token_ids.tolist() for text in "ab")
+        num_before = _num_alike(first, second)
+        return num_before, first[len(first) - _num_alike(first[:num_before:-1], second[:num_before:-1]) :]
 
     def write(
         self,
@@ -146,6 +173,12 @@ class InputWriter:
     def _check_length(self, num_tokens: int) -> None:
         if not 0 < num_tokens <= self._longest:
             raise ContextLengthError(f"the input takes {num_tokens} tokens; 1 to {self._longest} are read. Shorten it.")
+
+
+def _num_alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return with how many of the same ids both begin."""
+    pairs = list(zip(first, second, strict=False))
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), len(pairs))
 
 
 def _said(parts: Sequence[TextPart | ImagePart]) -> list[str | Placeholder]:

@@ -31,7 +31,7 @@ class _Example:
     Attributes:
         question: What the user asks.
         answer: What the assistant says.
-        layouts: Of the question's images.
+        layouts: Of the question's images and videos.
         features: Of the same.
     """
 
@@ -169,6 +169,6 @@ class Learning:
 def _examples(turns: Sequence[Turn], layouts: Sequence[TileLayout], features: Sequence[Features]) -> Iterator[_Example]:
     start = 0
     for question, answer in zip(turns[::2], turns[1::2], strict=True):
-        end = start + sum(part is Placeholder.IMAGE for part in question.parts)
+        end = start + sum(isinstance(part, Placeholder) for part in question.parts)
         yield _Example(question, answer, tuple(layouts[start:end]), tuple(features[start:end]))
         start = end

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Hashable
 
-from bundle.errors import MachineError, ParameterError
+from bundle.errors import MachineError, OverloadedError, ParameterError
 from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.grammar import Compiled, Grammars
 from serving.models.crew import Crew
 from serving.protocol import Structure
 
+ALONE_S = 3.0
+"""What may be compiled takes no longer where nothing else runs."""
 COMPILE_TIMEOUT_S = 10.0
-"""What may be compiled takes up to three seconds alone; a request waits behind others' no longer than that."""
+"""With the time behind others' structures."""
 
 
 class CompiledStructure:
@@ -52,6 +55,7 @@ async def compiled_structure(
 
     Raises:
         ParameterError: llguidance cannot express it, or it takes too long.
+        OverloadedError: Others' took so long that it was hardly begun, one that may be left out as well.
     """
     if structure is None:
         return None
@@ -66,10 +70,21 @@ async def compiled_structure(
 async def _compiled(
     crew: Crew, owner: Hashable, grammars: Grammars, structure: Structure, num_choices: int
 ) -> CompiledStructure:
+    begun_s: list[float] = []
+
+    def compiled() -> Compiled:
+        begun_s.append(time.monotonic())
+        return grammars.compiled(structure, num_choices)
+
     try:
-        work = crew.run(owner, grammars.compiled, structure, num_choices)
+        work = crew.run(owner, compiled)
         return CompiledStructure(grammars, await asyncio.wait_for(work, COMPILE_TIMEOUT_S), structure.param)
     except asyncio.TimeoutError as error:
+        if not begun_s or time.monotonic() - begun_s[0] < ALONE_S:
+            raise OverloadedError(
+                f"{structure.param} waited {COMPILE_TIMEOUT_S:g} s behind structures of other requests. Retry after a "
+                "while."
+            ) from error
         raise ParameterError(
             f"{structure.param} was not compiled within {COMPILE_TIMEOUT_S:g} s; ask for a simpler structure",
             structure.param,

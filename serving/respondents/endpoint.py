@@ -7,7 +7,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -61,8 +60,11 @@ class EndpointRespondent:
         timeout_s: float = 600.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise SettingsError(f"{url} is no URL of an endpoint: {error}") from error
+        if parts.scheme not in ("http", "https") or not parts.host:
             raise SettingsError(f"{url} is no URL of an endpoint; write it like http://127.0.0.1:8000/v1")
         self.url = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
         self._model, self._embeds, self._timeout_s = model, embeds, timeout_s
@@ -182,6 +184,8 @@ class EndpointRespondent:
             if any("embeddings" in each for each in answered["data"]):
                 raise SettingsError(many_vectors(self.name))
             rows = [each["embedding"] for each in sorted(answered["data"], key=lambda each: int(each["index"]))]
+            if len(rows) != len(inputs):
+                raise ValueError(f"{len(rows)} vectors of {len(inputs)} inputs")
             vectors = np.array(rows, np.float32)
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         except (KeyError, TypeError, ValueError) as error:
@@ -225,7 +229,7 @@ def _wait_s(response: httpx.Response, number: int) -> float:
         asked = float(response.headers.get("Retry-After", ""))
     except ValueError:
         asked = 0.5 * 2**number
-    return min(asked, _LONGEST_WAIT_S)
+    return asked if 0 <= asked <= _LONGEST_WAIT_S else _LONGEST_WAIT_S
 
 
 def _reason(response: httpx.Response) -> str:

@@ -27,10 +27,15 @@ class Stamp:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, data: bytes) -> Stamp:
-        """Return the stamp of a file that was read."""
-        status = path.stat()
-        return cls(len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest())
+    def read(cls, path: Path) -> tuple[Stamp, bytes]:
+        """Return a file's stamp and what it holds; one that is written meanwhile seems changed afterwards.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        changed_ns = path.stat().st_mtime_ns  # before it is read
+        data = path.read_bytes()
+        return cls(len(data), changed_ns, hashlib.sha256(data).hexdigest()), data
 
     def is_of(self, path: Path) -> bool:
         """Say whether a file seems unchanged, without reading it."""

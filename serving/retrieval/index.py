@@ -179,8 +179,12 @@ class ImageIndex:
             k: Most hits.
 
         Raises:
-            SettingsError: The vector is of another size.
+            SettingsError: The vector is of another size, or there are no images.
         """
+        if not self.facts.entries:
+            raise SettingsError(
+                f"{self.directory} holds no image: all that {self.folder} held are gone. Index it again"
+            )
         if query.shape != (self.facts.embedding_size,):
             raise SettingsError(
                 f"the query has {query.size} numbers, the index {self.facts.embedding_size} of each image"

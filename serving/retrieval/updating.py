@@ -91,8 +91,11 @@ async def _embedded(
 def _read(folder: Path, names: Sequence[str], unread: dict[str, str]) -> Iterator[tuple[str, Stamp, bytes]]:
     for name in names:
         try:
-            data = (folder / name).read_bytes()
-            yield name, Stamp.of(folder / name, data), data
+            name.encode()
+            stamp, data = Stamp.read(folder / name)
+            yield name, stamp, data
+        except UnicodeEncodeError:  # bytes that an older system wrote, which no index in JSON can name
+            unread[name.encode(errors="surrogateescape").decode(errors="replace")] = "its name is no UTF-8; rename it"
         except OSError as error:
             unread[name] = str(error.strerror)
 

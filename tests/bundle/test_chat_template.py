@@ -115,11 +115,62 @@ PARTS_SOURCES = {
 }
 
 
+_EITHER = (
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text or '[IMG]' }}{% endfor %}"
+    "{% endif %}"
+)
+# Pixtral's, as transformers converts it: the user's parts are read, and joined is what the system says
+_SYSTEM_BEFORE = (
+    "{% if messages[0].role == 'system' %}{% set told = messages[0].content %}{% set rest = messages[1:] %}{% else %}"
+    "{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}[INST]"
+    "{% if loop.last and told is defined %}{{ told + '\n' }}{% endif %}" + _EITHER + "[/INST]{% else %}"
+)
+ALIKE = dict.fromkeys(("user", "system", "assistant", "tool"), "string")
+MIXED_SOURCES = {
+    "system joined, answers of either": (
+        _SYSTEM_BEFORE + _EITHER + "</s>{% endif %}{% endfor %}",
+        {"system": "string"},
+    ),
+    "system and answers joined": (
+        _SYSTEM_BEFORE + "{{ m.content + '</s>' }}{% endif %}{% endfor %}",
+        {"system": "string", "assistant": "string"},
+    ),
+    "system and answers printed": (
+        _SYSTEM_BEFORE.replace("told + '\n'", "told") + "{{ m.content }}{% endif %}{% endfor %}",
+        {"system": "string", "assistant": "string"},
+    ),
+    "wants a system message, which it joins": (
+        "{% for m in messages %}{% if loop.first %}{{ m.content + '\n' }}{% elif m.role == 'user' %}"
+        "{{ m.content[0].text }}{% else %}{{ m.content + '</s>' }}{% endif %}{% endfor %}",
+        {"system": "string", "assistant": "string"},
+    ),
+    "users joined, answers in parts": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content[0].text }}{% else %}{{ m.content + ' ' }}"
+        "{% endif %}{% endfor %}",
+        {"user": "string", "system": "string", "tool": "string"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED_SOURCES)
+def test_a_template_that_reads_each_role_in_its_own_way_gets_it_so(name: str) -> None:
+    source, strings = MIXED_SOURCES[name]
+    template = ChatTemplate(source, TOKENS)
+    assert template.content == dict.fromkeys(ALIKE, "parts") | strings
+    messages = [
+        {"role": role, "content": said if template.content[role] == "string" else [{"type": "text", "text": said}]}
+        for role, said in (("system", "be kind"), ("user", "one"), ("assistant", "two"), ("user", "three"))
+    ]
+    said = template.render(messages, add_generation_prompt=True)
+    assert all(text in said for text in ("be kind", "one", "two", "three"))
+    assert "'text'" not in said
+
+
 @pytest.mark.parametrize("name", STRING_SOURCES)
 def test_template_that_reads_a_string_is_known(name: str) -> None:
-    assert ChatTemplate(STRING_SOURCES[name], TOKENS).content == "string"
+    assert ChatTemplate(STRING_SOURCES[name], TOKENS).content == ALIKE
 
 
 @pytest.mark.parametrize("name", PARTS_SOURCES)
 def test_template_that_reads_parts_is_known(name: str) -> None:
-    assert ChatTemplate(PARTS_SOURCES[name], TOKENS).content == "parts"
+    assert ChatTemplate(PARTS_SOURCES[name], TOKENS).content == dict.fromkeys(ALIKE, "parts")

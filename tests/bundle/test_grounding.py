@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from bundle.grounding import GroundedObject, LocationGrounding, PatchGrounding, PointGrounding
+from bundle.grounding import GroundedObject, KnownGrounding, LocationGrounding, PatchGrounding, PointGrounding
 
 OF_TWO = "<patch_index_0003><patch_index_0067></delimiter_of_multi_objects/><patch_index_0100><patch_index_0103>"
 
@@ -122,6 +123,15 @@ def test_what_names_no_place_is_text_and_places_beyond_the_bins_are_dropped() ->
     assert LOCATIONS.read("a < b and <b>bold</b> ").text == "a < b and <b>bold</b> "
     found = LOCATIONS.read(f"a cat{located(1, 2, 3, 1000)}a dog{located(1, 2, 3)} and more", "Locate")
     assert (found.text, found.objects) == ("a cat, a dog, and more", ())
+    (found,) = LOCATIONS.read(f"1 < 2 <b>cat</b>{located(1, 2, 3, 4)}", "Locate").objects
+    assert found.text == "1 < 2 <b>cat</b>"
+
+
+def test_places_of_more_digits_than_python_reads_are_beyond_all_places() -> None:
+    far = "9" * 5000
+    said = f"a<object><patch_index_{far}><patch_index_{far}></object>"
+    assert PatchGrounding(side=4).read(said).objects == ()
+    assert LOCATIONS.read("a" + f"<loc_{far}>" * 4, "Locate").objects == ()
 
 
 @pytest.mark.parametrize(
@@ -141,6 +151,11 @@ def test_what_names_no_place_is_text_and_places_beyond_the_bins_are_dropped() ->
             ],
         ),
         ('<points coords="1 1 2000 10">far</points> <points coords="a 1 2">x</points>', "far x", []),
+        (
+            '<points coords="1 1 5 nan;nan 1 5 5;inf 1 5 5;1 inf 5 5 2 5 5">x</points>',
+            "x",
+            [("x", 0, [(2, 1, 0.005, 0.005)])],
+        ),
         ('cut <points coords="1 1 100 2', 'cut <points coords="1 1 100 2', []),
         ('<points coords="1 1 100 200">never closed', '<points coords="1 1 100 200">never closed', []),
         ("There are none.", "There are none.", []),
@@ -155,3 +170,26 @@ def test_points_are_read_from_their_tags(said: str, text: str, named: list[tuple
     for each in found.objects:
         assert each.boxes == ()
         assert found.text[each.start : each.end] == (each.text or "")
+
+
+@pytest.mark.parametrize(
+    ("grounding", "piece", "end"),
+    [
+        (LOCATIONS, "word ", "<sep>"),
+        (LOCATIONS, f"car{located(1, 2, 30, 40)}", ""),
+        (PatchGrounding(side=32), f"<phrase>dogs</phrase><object>{OF_TWO}</object>", ""),
+        (PointGrounding(scale=1000), '<points coords="', ""),
+        (PointGrounding(scale=1000), 'coords="" ', ""),
+    ],
+    ids=["words", "places", "patches", "open tags", "one tag"],
+)
+def test_a_longer_answer_takes_no_more_than_its_share_of_time(grounding: KnownGrounding, piece: str, end: str) -> None:
+    def read_s(size: int) -> float:
+        said = "<points " + piece * (size // len(piece)) + end
+        began_s = time.process_time()
+        grounding.read(said, "Locate")
+        return time.process_time() - began_s
+
+    short_s = min(read_s(4_000) for _ in range(3))
+    long_s = min(read_s(64_000) for _ in range(2))  # 16 times as long; by squares, it would be 256 times
+    assert long_s < 64 * short_s + 0.2

@@ -78,6 +78,17 @@ def test_a_pipe_with_a_question_that_failed_is_exit_code_one(pocketvlm: Any, typ
     assert "error: the prompt has 80 tokens" in done.stderr
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_pipe_that_is_no_utf_8_is_one_line(
+    pocketvlm: Any, server_url: str, monkeypatch: pytest.MonkeyPatch, errors: str
+) -> None:
+    lines = io.BytesIO(b"hello\ncaf\xe9\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding="utf-8", errors=errors))
+    done = pocketvlm("chat", server_url)
+    assert done.returncode == 1
+    assert "error: standard input is not UTF-8" in done.stderr
+
+
 def test_a_server_that_is_not_there_is_one_line(pocketvlm: Any, typed: Any) -> None:
     typed("hello")
     done = pocketvlm("chat", "http://127.0.0.1:1")

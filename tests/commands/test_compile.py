@@ -36,6 +36,9 @@ def test_it_writes_engines_and_says_whose_licence_they_are_under(pocketvlm, port
         (["--compute-capability", "eight"], "such as 8.6"),
         (["--device-memory", "100MiB"], "Without any cache it does not fit either"),
         (["--max-batch", "0"], "greater than or equal to 1"),
+        (["--max-image-side", "9999"], "has images of one size, 32 x 32 px; leave it out"),
+        (["--cache-rows", "999999999"], "--cache-rows 999999999: no graph of tiny-clip has such a size; leave it out"),
+        (["--max-prompt-tokens", "64"], "--max-prompt-tokens 64: no graph of"),
         (
             ["--target", "tensorrt", "--tensorrt-version", "10.15", "--compute-capability", "8.6"],
             "builds for the card that it runs on",

@@ -53,6 +53,10 @@ def test_a_bundle_that_no_tensorrt_reads_is_exit_code_one(pocketvlm, clip_bundle
     [
         ["--tensorrt", "10.3"],
         ["--device-memory", "6GiB"],
+        ["--max-sequences", "3"],
+        ["--context-tokens", "64"],
+        ["--provider", "cpu"],
+        ["--tensorrt", "10.3", "--max-sequences", "3", "{bundle}"],
         ["--tensorrt", "eleven", "{bundle}"],
         ["--device-memory", "much", "{bundle}"],
         ["--device-memory", "0", "{bundle}"],

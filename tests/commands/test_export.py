@@ -51,3 +51,26 @@ def test_kept_blocks_that_are_not_measured_are_not_served(
     assert served.returncode == 1
     assert "was never measured on samples" in served.stderr
     assert pocketvlm("run", bundle, "hi", "--max-tokens", 3).returncode == 0
+
+
+BAD_SAMPLES = {
+    "not there": (None, "mine.jsonl"),
+    "no JSON": ("{", "line 1"),
+    "one line": ('{"image": [], "question": "hi", "answer": "yes"}', "gives 1 answers to judge, and no fewer than 100"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+@pytest.mark.parametrize("way", ["kept", "cuda"])
+def test_samples_that_cannot_tell_are_told_before_the_work(
+    pocketvlm, checkpoint: Path, file: Path, tmp_path: Path, name: str, way: str
+) -> None:
+    written, told = BAD_SAMPLES[name]
+    if written is not None:
+        (tmp_path / "mine.jsonl").write_text(written)
+    options = ("--decoder-gguf", file, "--keep-quantized") if way == "kept" else ("--target", "cuda")
+    done = pocketvlm("export", checkpoint, "-o", tmp_path / "out", *options, "--eval", tmp_path / "mine.jsonl")
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "--samples" not in done.stderr
+    assert "building" not in done.stderr

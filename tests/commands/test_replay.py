@@ -18,6 +18,8 @@ from serving.fake import FakeClient
 from serving.settings import ApiSettings
 
 CHAT = "/v1/chat/completions"
+LINES = "one\u2028two\x85three"
+"""Characters that end lines to some, and stand as they are in JSON."""
 
 
 def ask(content: Any, **fields: Any) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def recorded(tmp_path: Path, png: bytes) -> Path:
     async def send() -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            for body in (ask("one"), ask([{"type": "image_url", "image_url": {"url": url}}]), ask("one", top_q=1)):
+            for body in (ask(LINES), ask([{"type": "image_url", "image_url": {"url": url}}]), ask("one", top_q=1)):
                 await client.post(CHAT, json=body)
 
     asyncio.run(send())
@@ -76,6 +78,7 @@ def test_what_was_recorded_is_asked_again_and_images_are_put_back(
     assert done.returncode == 0, done.stderr
     assert [path for path, _, _ in server] == [CHAT] * 3
     assert {key for _, key, _ in server} == {"Bearer pvlm-key"}
+    assert server[0][2]["messages"][0]["content"] == LINES
     url = server[1][2]["messages"][0]["content"][0]["image_url"]["url"]
     assert base64.b64decode(url.removeprefix("data:image/png;base64,")) == png
     assert "status 400 then, 400 now" in done.stdout

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from commands.shipped import CHECKPOINTS, SOURCE_SHA256, WHAT_TO_ASK, is_current, shipped_name
+from commands.shipped import CHECKPOINTS, SERVED, SOURCE_SHA256, WHAT_TO_ASK, is_current, shipped_name
 from export.checkpoint import Checkpoint
 from export.exporter import export_checkpoint
 
 FOLDER = Path(__file__).resolve().parents[2] / "reference" / "checkpoints"
 
 
-def test_a_demo_serves_the_dense_models_only() -> None:
-    assert {name: FOLDER / name for name in ("vlm", "clip")} == CHECKPOINTS
+def test_a_demo_serves_a_model_that_answers_and_one_that_compares() -> None:
+    assert SERVED == ("vlm-wide", "clip")
+    assert all(CHECKPOINTS[name] == FOLDER / name for name in SERVED)
 
 
 def test_the_digests_are_those_of_the_checkpoints() -> None:

@@ -171,7 +171,13 @@ def test_a_key_is_sent_and_follows_no_redirect(pocketvlm: Callable, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("url", "code", "told"), [("http://127.0.0.1:1", 1, "does not answer"), ("ftp://host", 2, "is no URL of a server")]
+    ("url", "code", "told"),
+    [
+        ("http://127.0.0.1:1", 1, "does not answer"),
+        ("ftp://host", 2, "is no URL of a server"),
+        ("http://[::1", 2, "is no URL of a server"),
+        ("http://host:80a", 2, "is no URL of a server"),
+    ],
 )
 def test_nobody_there_is_told(pocketvlm: Callable, url: str, code: int, told: str) -> None:
     done = pocketvlm("top", url, "--once")

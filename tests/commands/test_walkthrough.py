@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle.directory import open_bundle
-from commands.shipped import CHECKPOINTS
+from commands.shipped import SERVED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ def demo(folder: Path) -> str:
 def test_the_demo_makes_every_variant_answers_over_http_and_stops(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     first = demo(folder)
-    for name in CHECKPOINTS:
+    for name in SERVED:
         for suffix in ("", "-int8", "-int4"):
             assert open_bundle(folder / f"{name}{suffix}", allow_ungated=True)
     assert "What to run next" in first

@@ -41,6 +41,14 @@ class Driver:
         text.value = b"NVIDIA H200"
         return 0
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = 9, 0
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, text: Any, length: Any) -> int:
+        text.value = b"570.86.15"
+        return 0
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, energy_mj: Any) -> int:
         return 3  # NVML_ERROR_NOT_SUPPORTED, as before Volta
 
@@ -82,5 +90,6 @@ def test_a_device_tells_its_name_power_heat_and_what_holds_it_back(monkeypatch) 
     device = open_device()
     assert isinstance(device, NvmlDevice)
     assert (device.name(), device.power_mw(), device.celsius()) == ("NVIDIA H200", 76_450, 41)
+    assert (device.compute_capability(), device.driver_version()) == ("9.0", "570.86.15")
     assert device.energy_mj() is None
     assert device.throttle_reasons() == ("power limit", "too hot (hardware)")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import MachineError, SettingsError
-from devices.wheels import download_command, fetch_wheels, requirements
+from devices.wheels import download_command, fetch_wheels, main, requirements
 
 
 def test_a_device_that_serves_gets_what_serving_needs_and_nothing_of_other_platforms() -> None:
@@ -57,3 +57,12 @@ def test_our_own_wheel_is_among_them(tmp_path: Path) -> None:
 def test_what_has_no_wheel_is_named(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"Python 3\.10 and glibc 2\.35: numpy>=\S+, onnxruntime>=\S+ \(pinned"):
         fetch_wheels(tmp_path, "3.10", 35, ["cpu", "serve"], Pip(("onnxruntime", "numpy")))
+
+
+def test_whoever_fetches_wheels_for_a_gpu_is_told_which_cuda_they_are_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("devices.wheels._run", Pip(()))
+    for extra in ("cpu", "gpu"):
+        assert main([str(tmp_path), "--extra", f"{extra},serve"]) == 0
+        assert ("CUDA 13 (JetPack 7). JetPack 6" in capsys.readouterr().out) == (extra == "gpu")

@@ -64,7 +64,7 @@ BLOCKS = {block.section: block for block in blocks()}
 @pytest.fixture(scope="module")
 def engine() -> FakeClient:
     """It answers under the names of the shipped models."""
-    return FakeClient((replace(FAKE_VLM, name="pocketvlm-vlm"), replace(FAKE_CLIP, name="pocketvlm-clip")))
+    return FakeClient((replace(FAKE_VLM, name="pocketvlm-vlm-wide"), replace(FAKE_CLIP, name="pocketvlm-clip")))
 
 
 @pytest.fixture(scope="module")

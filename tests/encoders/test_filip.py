@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,6 +25,7 @@ from quant.quantizer import quantize_bundle
 from runtime.one_embedding import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 from serving.api.app import create_app
+from serving.models import embedding
 from serving.models.client import LocalClient
 from serving.models.embedding import EmbeddingModel
 from serving.models.pool import PreprocessPool
@@ -123,10 +125,18 @@ def test_every_patch_and_token_has_the_references_vector(
 
 
 def test_served_vectors_are_the_references_and_images_are_classified_by_their_nearest_tokens(
-    bundle: Bundle, reference: Reference, encoder_files: ModuleType
+    bundle: Bundle, reference: Reference, encoder_files: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures, texts = encoder_files.pictures(), encoder_files.TEXTS
     sent = tuple(ImagePart(_png(image)) for image in pictures)
+    threads, own = set[str](), embedding.similarity
+
+    def noted(image: np.ndarray, text: np.ndarray) -> float:
+        threads.add(threading.current_thread().name)
+        return own(image, text)
+
+    monkeypatch.setattr(embedding, "similarity", noted)
+    monkeypatch.setattr(embedding, "_PIECE_PAIRS", 2)
 
     async def main() -> None:
         settings = EngineSettings(max_sequences=3, intra_threads=1)
@@ -144,6 +154,8 @@ def test_served_vectors_are_the_references_and_images_are_classified_by_their_ne
         assert_same(embedded.embeddings, [reference.texts[0], *reference.images, *reference.texts[1:]])
         assert_allclose(scored.scores, _probabilities(reference, len(texts)), atol=2e-3)
         assert not np.allclose(doubled.scores, _probabilities(reference, 2), atol=2e-3)  # the second template counts
+        assert all(thread.startswith("preprocess-text") for thread in threads), threads  # the loop serves others
+        assert threads
 
     asyncio.run(main())
 

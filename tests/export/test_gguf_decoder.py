@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,7 +82,15 @@ def permuted(value: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, weights: Weights, checkpoint: Path, architecture: str = "llama", kind: Kind = Kind.F32, **sizes: int
+    path: Path,
+    weights: Weights,
+    checkpoint: Path,
+    architecture: str = "llama",
+    kind: Kind = Kind.F32,
+    tokens: Sequence[str] = (),
+    base: float | None = None,
+    epsilon: float | None = None,
+    **sizes: int,
 ) -> None:
     """Write a GGUF file; matrices of the layers in `kind`, all else in float32."""
     text = text_config(checkpoint)
@@ -91,6 +100,12 @@ def write_gguf(
     writer.add_feed_forward_length(text["intermediate_size"])
     writer.add_head_count(sizes.get("heads", text["num_attention_heads"]))
     writer.add_head_count_kv(text["num_key_value_heads"])
+    if tokens:
+        writer.add_token_list(list(tokens))
+    if base is not None:
+        writer.add_rope_freq_base(base)
+    if epsilon is not None:
+        writer.add_layer_norm_rms_eps(epsilon)
     for name, value in weights.items():
         if kind != Kind.F32 and value.ndim == 2 and name.startswith("blk."):
             writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
@@ -279,6 +294,39 @@ def test_another_vocabulary_is_the_file_s_and_not_the_checkpoint_s(
     refused(
         wide, tmp_path / "d.gguf", CheckpointError, rf"d\.gguf holds a vocabulary of {rows - 3} .*vocab_size {rows}"
     )
+
+
+def tokens_of(checkpoint: Path) -> list[str]:
+    from transformers import AutoTokenizer
+
+    vocabulary = AutoTokenizer.from_pretrained(checkpoint).get_vocab()
+    return [text for text, _ in sorted(vocabulary.items(), key=lambda pair: pair[1])]
+
+
+def test_a_file_of_another_tokenizer_of_the_same_size_is_refused_with_the_first_token(
+    wide: Path, weights: Weights, tmp_path: Path
+) -> None:
+    own = tokens_of(wide)
+    write_gguf(tmp_path / "d.gguf", weights, wide, tokens=[own[0], *own[:0:-1]])
+    refused(wide, tmp_path / "d.gguf", CheckpointError, rf"token 1 is {re.escape(repr(own[-1]))} there and .* in")
+
+
+def test_tokens_that_a_checkpoint_renamed_are_taken(wide: Path, weights: Weights, tmp_path: Path) -> None:
+    own = tokens_of(wide)
+    spare = [f"[PAD{number}]" for number in range(len(own) // 2)]
+    write_gguf(tmp_path / "d.gguf", weights, wide, tokens=[*spare, *own[len(spare) : -2], "<other>", "<another>"])
+    export_checkpoint(wide, tmp_path / "bundle", decoder_gguf=tmp_path / "d.gguf")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [({"base": 500_000.0}, r"rope\.freq_base 500000, .* rope_theta 10000"), ({"epsilon": 1e-3}, "epsilon 0.001, .*")],
+)
+def test_a_decoder_with_another_rotation_or_norm_is_refused(
+    numbers: dict[str, float], message: str, wide: Path, weights: Weights, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "d.gguf", weights, wide, **numbers)  # type: ignore[arg-type]
+    refused(wide, tmp_path / "d.gguf", CheckpointError, message)
 
 
 def test_other_architectures_are_refused(wide: Path, weights: Weights, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests that need a GPU: skipped, each with the reason, where there is none."""
+"""Tests that need a GPU: skipped, each with the reason, where there is none; `make test-gpu` fails there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,20 @@ def lacking() -> str:
     return "" if runs_here("cuda") else "CUDA cannot be loaded: no device, no driver, or no libraries"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add an option that exists where the suite is named on the command line, as `make test-gpu` does."""
+    parser.addoption("--gpu", action="store_true", help="fail where no GPU is seen, instead of skipping every test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here.
+
+    Raises:
+        UsageError: A GPU was asked for, and none is seen.
+    """
     reason = lacking()
+    if reason and config.getoption("--gpu", default=False):
+        raise pytest.UsageError(f"no GPU seen, nothing was tested: {reason}")
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.gpu)

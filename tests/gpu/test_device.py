@@ -9,13 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bundle.directory import Bundle
+from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError
+from bundle.golden import canary_image
+from bundle.prompt import Placeholder, Turn
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.feeds import Placed, TokenRun
 from runtime.graph import Graph
+from runtime.one_embedding import DualEncoderRunner
+from runtime.one_request import VisionLanguageRunner
 from runtime.operators import PROBES
 from runtime.settings import Provider, RuntimeSettings
 
@@ -96,6 +103,35 @@ def test_a_model_is_captured_beside_one_that_serves_and_neither_is_disturbed(cud
     expected = other.step("step", 0, [run_of([4], 3)]).rows()
     for each in found:
         np.testing.assert_allclose(each, expected, rtol=0, atol=0.01)
+
+
+def test_towers_of_bytes_and_text_encoders_say_what_their_parents_say_on_the_cpu(
+    clip_bundle: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    quantize_bundle(clip_bundle, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
+    parent = DualEncoderRunner(open_bundle(clip_bundle), RuntimeSettings())
+    made = DualEncoderRunner(open_bundle(tmp_path / "cuda", allow_ungated=True), RuntimeSettings(provider="cuda"))
+    for count in (1, 3, 2, 3, 1):  # captured, and replayed with other pixels
+        images = [Image.fromarray(rng.integers(0, 256, (48, 40, 3)).astype(np.uint8)) for _ in range(count)]
+        texts = ["a cat", "a red square on the left", "x"][:count]
+        for found, expected in (
+            (made.embed_images(images), parent.embed_images(images)),
+            (made.embed_texts(texts), parent.embed_texts(texts)),
+        ):
+            assert (found * expected).sum(axis=-1).min() > 0.999  # of float16
+
+
+def test_an_answer_about_an_image_is_the_parents_on_the_cpu(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    quantize_bundle(smolvlm_bundle, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
+    found = []
+    for folder, settings in (
+        (smolvlm_bundle, RuntimeSettings()),
+        (tmp_path / "cuda", RuntimeSettings(provider="cuda")),
+    ):
+        runner = VisionLanguageRunner(open_bundle(folder, allow_ungated=True), settings)
+        prompt = runner.prompt([Turn("user", (Placeholder.IMAGE, "What is this?"))], [canary_image()])
+        found.append(runner.answer_logits(prompt, [5, 70, 12, 31]))
+    assert np.linalg.norm(found[1] - found[0]) < 0.01 * np.linalg.norm(found[0])
 
 
 def test_a_float32_attention_is_refused_by_name(tmp_path: Path) -> None:

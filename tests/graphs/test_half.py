@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from graphs.half import halve_inside
 
@@ -40,3 +41,23 @@ def test_a_constant_within_the_graph_is_cast_where_it_is_read(model_of: Any, run
     np.testing.assert_array_equal(run(model, x=np.array([[1, 2, 3]], np.float32))[0], [[1, 2, 2]])
     (least,) = (node for node in model.graph if node.op_type == "Min")
     assert least.outputs[0].dtype == ir.DataType.FLOAT16
+
+
+@pytest.mark.parametrize("op_type", ["Constant", "ConstantOfShape"])
+def test_a_mark_beyond_float16_that_is_multiplied_by_nothing_is_nothing(op_type: str, model_of: Any, run: Any) -> None:
+    """Masks as exporters write them; infinity times 0 would be no number."""
+    value = {"value": ir.tensor(np.array([np.finfo(np.float32).min], np.float32))}
+    made = (op_type, [] if op_type == "Constant" else ["size"], "mark", value)
+    nodes = [made, ("Mul", ["x", "mark"], "y", {})]
+    model = model_of({"x": (ir.DataType.FLOAT, ["B", 2])}, nodes, {"size": np.array([2], np.int64)}, ["y"])
+    halve_inside(model.graph, ())
+    ((nothing, masked),) = run(model, x=np.array([[0, 1]], np.float32))[0]
+    assert nothing == 0
+    assert -np.inf < masked < -3e4
+
+
+def test_what_is_filled_with_zeros_is_cast_where_it_meets_a_half(model_of: Any, run: Any) -> None:
+    nodes = [("ConstantOfShape", ["size"], "zeros", {}), ("Max", ["x", "zeros"], "y", {})]
+    model = model_of({"x": (ir.DataType.FLOAT, ["B", 2])}, nodes, {"size": np.array([2], np.int64)}, ["y"])
+    halve_inside(model.graph, ())
+    np.testing.assert_array_equal(run(model, x=np.array([[-1, 2]], np.float32))[0], [[0, 2]])

@@ -10,7 +10,7 @@ import typer.main
 
 from bundle.errors import SettingsError
 from commands.app import app
-from commands.shipped import CHECKPOINTS
+from commands.shipped import SERVED
 from serving.api.app import create_app
 from serving.fake import FakeClient
 from serving.settings import ApiSettings, ServerSettings
@@ -76,14 +76,14 @@ def test_probes_and_scraping_ask_for_routes_that_exist(deployment: Object) -> No
 
 
 def test_the_pod_serves_the_bundles_that_the_image_holds(deployment: Object) -> None:
-    assert served_bundles(container(deployment)["args"]) == [f"/bundles/{name}" for name in CHECKPOINTS]
+    assert served_bundles(container(deployment)["args"]) == [f"/bundles/{name}" for name in SERVED]
 
 
 def test_the_image_alone_serves_the_same_bundles_on_the_same_port(deployment: Object) -> None:
     recipe = DOCKERFILE.read_text(encoding="utf-8")
     assert "WORKDIR /bundles\n" in recipe
     (command,) = re.findall(r'^CMD (\["serve".*\])$', recipe, re.MULTILINE)
-    assert served_bundles(json.loads(command)) == list(CHECKPOINTS)
+    assert served_bundles(json.loads(command)) == list(SERVED)
     variables = dict(re.findall(r"(POCKETVLM_[A-Z_]+)=(\S+)", recipe))
     settings = load_settings(environment=variables)
     assert (settings.host, settings.port) == ("0.0.0.0", settings_of(deployment).port)

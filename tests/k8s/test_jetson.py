@@ -62,6 +62,17 @@ def test_packages_come_from_wheels_alone_and_name_extras_that_exist() -> None:
         assert set(extras.split(",")) <= set(EXTRAS)
 
 
+def test_jetpack_6_gets_nvidias_wheels_by_their_files_and_none_of_pypis_which_is_for_cuda_13() -> None:
+    stages = "\n".join(lines()).split("FROM ")
+    (six,), (seven,) = ([each for each in stages if f" AS jetpack{number}-packages" in each] for number in (6, 7))
+    assert "[serve]" in six  # [gpu] would name onnxruntime-gpu, and pip take the highest that it finds
+    assert "/nvidia/onnxruntime_gpu-*.whl /nvidia/tensorrt-*.whl" in six
+    assert "--find-links /nvidia" not in six
+    assert "from=nvidia" in six
+    assert "[gpu,serve]" in seven
+    assert "nvidia" not in seven
+
+
 @pytest.mark.parametrize("target", ["jetpack6", "jetpack7"])
 def test_an_image_serves_as_an_ordinary_user(target: str) -> None:
     stage = "\n".join(lines()).split(f" AS {target}\n")[1].split("FROM ")[0]

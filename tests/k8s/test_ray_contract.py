@@ -60,7 +60,7 @@ def test_the_import_path_leads_to_the_function_that_builds_the_application(rayse
 def test_the_arguments_are_those_of_the_application_and_its_deployments_take_them(rayservice: Object) -> None:
     args = arguments(rayservice)
     models = [
-        cluster.ServedModel(replace(FAKE_VLM, name="pocketvlm-vlm"), object),
+        cluster.ServedModel(replace(FAKE_VLM, name="pocketvlm-vlm-wide"), object),
         cluster.ServedModel(replace(FAKE_CLIP, name="pocketvlm-clip"), object),
     ]
     assert isinstance(cluster.application(models, args), cluster.serve.Application)
@@ -69,9 +69,9 @@ def test_the_arguments_are_those_of_the_application_and_its_deployments_take_the
 
 
 def test_the_bundles_are_those_that_the_image_holds(rayservice: Object) -> None:
-    from commands.shipped import CHECKPOINTS
+    from commands.shipped import SERVED
 
-    assert [str(path) for path in arguments(rayservice).bundles] == [f"/bundles/{name}" for name in CHECKPOINTS]
+    assert [str(path) for path in arguments(rayservice).bundles] == [f"/bundles/{name}" for name in SERVED]
 
 
 def test_serve_listens_to_the_cluster_on_the_port_that_every_pod_names(rayservice: Object) -> None:

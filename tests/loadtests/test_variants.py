@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from bundle.directory import open_bundle, read_manifest
+from bundle.directory import MANIFEST, open_bundle, read_manifest
 from bundle.report import read_report
 from loadtests.variants import MOST_FITTED, RECIPES, Recipe, Samples, main
 from quant.planning.recipes import read_weights
@@ -30,6 +31,19 @@ def test_variants_are_made_once_and_stand_on_one_page(
     assert (tmp_path / "report-loss-by-size.png").is_file()
     assert main(command) == 0
     assert "making" not in capsys.readouterr().err
+
+
+def test_a_variant_of_another_checkpoint_or_of_other_samples_is_made_anew(
+    smolvlm_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(smolvlm_bundle), str(tmp_path), "--variants", "int8-rtn", "--no-speed", "--fitted", "2", "--texts"]
+    assert main([*command, "3"]) == 0
+    assert main([*command, "2"]) == 0
+    assert "making int8-rtn anew: the one that is there was not measured on 2 texts" in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "int8-rtn" / MANIFEST).read_text())
+    (tmp_path / "int8-rtn" / MANIFEST).write_text(json.dumps(manifest | {"source_sha256": "0" * 64}))
+    assert main([*command, "2"]) == 0
+    assert "making int8-rtn anew: the one that is there is of another checkpoint" in capsys.readouterr().err
 
 
 def test_a_recipe_is_planned_with_the_built_in_times() -> None:

@@ -110,6 +110,20 @@ def test_int8_loses_a_third_at_most_of_what_rounding_to_nearest_loses(
     assert losses["int8"] < 0.02, losses
 
 
+def test_int4_loses_a_third_at_most_of_what_rounding_to_nearest_loses(
+    bundle: Path, fed: list[Fed], scratch: Path
+) -> None:
+    """By its default form on the CPU: codes for scales, and loud inputs stored twice."""
+    fitted, losses = texts(bundle, "calibration", 8), {}
+    for weights in ("int4", "int4-rtn"):
+        made = quantize_bundle(bundle, scratch / weights, weights=weights, calibration=fitted)
+        if weights == "int4":
+            assert "doubled" in made.components["decoder"].detail
+        losses[weights] = losses_of(scratch / weights, fed).kl_mean
+    assert losses["int4"] < losses["int4-rtn"] / 3, losses
+    assert losses["int4"] < 0.2, losses
+
+
 def test_a_cache_of_int8_keeps_its_limits_and_of_int4_loses_more(bundle: Path, fed: list[Fed], scratch: Path) -> None:
     """Float32 weights, so that nothing else is lost."""
     fitted, losses = texts(bundle, "calibration", 8), {}

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from reference.drawing import digit_images
+from reference.real.held_out import SMALL_KINDS
 from reference.scenes import TASKS, held_out
 from reference.seeds import CALIBRATION_SEEDS, HELD_OUT_SEEDS, TRAINING_SEEDS, calibration_seed, held_out_seed
 
-NAMES = (*TASKS, "label shape", "label colour")
+NAMES = (*TASKS, "label shape", "label colour", *(f"real {kind}" for kind in SMALL_KINDS))
 
 
 def test_held_out_seeds_never_meet_training_seeds() -> None:
@@ -72,24 +73,27 @@ def test_calibration_seeds_are_training_seeds_and_never_held_out_ones() -> None:
         calibration_seed("colour", 1 << 20)
 
 
-@pytest.mark.parametrize("name", ["vlm", "clip"])
+@pytest.mark.parametrize("name", ["vlm", "clip", "vlm-wide"])
 def test_calibration_samples_are_no_held_out_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import reference.captions as captions
+    import reference.real.held_out as wide
     import reference.scenes as scenes
     from reference.held_out import calibration_of, evaluation_of
 
     def contents(evaluation: object) -> set[bytes]:
-        questions = [b"".join(i.tobytes() for i in q.images) for q in evaluation.questions]
+        questions = [
+            b"".join(i.tobytes() for i in q.images) or str(q.messages()).encode() for q in evaluation.questions
+        ]
         labelled = [s for task in evaluation.labelled.values() for s in task.samples]
         return {*questions, *(s.image.tobytes() for s in (*evaluation.captions, *labelled))}
 
     held = contents(evaluation_of(name, 4))
     drawn: list[int] = []
-    for module in (captions, scenes):
+    for module in (captions, scenes, wide):
         monkeypatch.setattr(module, "calibration_seed", lambda *a: drawn.append(calibration_seed(*a)) or drawn[-1])
         monkeypatch.delattr(module, "held_out_seed")
     calibration = calibration_of(name, 4)
-    assert len(calibration.questions) == (4 * len(TASKS) if name == "vlm" else 0)
+    assert len(calibration.questions) == 4 * {"vlm": len(TASKS), "vlm-wide": len(SMALL_KINDS), "clip": 0}[name]
     assert len(calibration.captions) == (4 if name == "clip" else 0)
     assert not contents(calibration) & held
     assert drawn

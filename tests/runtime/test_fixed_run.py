@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,23 @@ def test_the_first_run_is_captured_alone_on_the_device_and_those_after_it_are_re
     plain = FixedRun(graph, {"x": pixels(1)}, {"summed": ((1, 1), "int32")}, is_captured=False)
     plain.run({"x": pixels(1)})
     assert told[-1] is False
+
+
+def test_each_thread_captures_alone_on_the_device_what_another_one_has_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime keeps what it captured by thread: a second one that replays by its number captures again."""
+    graph, told = graph_of(tmp_path / "g.onnx"), list[bool]()
+    graph.can_capture = True
+    monkeypatch.setattr(graph, "run_bound", lambda *_, captures: told.append(captures))
+    run = FixedRun(graph, {"x": pixels(1)}, {"summed": ((1, 1), "int32")})
+    run.run({"x": pixels(1)})
+    for _ in range(2):  # the second may get the number of the first one, which has ended
+        worker = threading.Thread(target=lambda: [run.run({"x": pixels(1)}) for _ in range(2)])
+        worker.start()
+        worker.join()
+    run.run({"x": pixels(1)})
+    assert told == [True, True, False, True, False, False]
 
 
 def test_an_input_whose_copy_failed_is_copied_again(tmp_path: Path) -> None:

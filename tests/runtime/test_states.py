@@ -187,6 +187,23 @@ def test_a_limit_holds_what_is_kept_of_states_of_fixed_size_as_well() -> None:
     assert within(CacheShape(4, 8, 100, 50, has_snapshots=True), None, 0, "cuda").total_bytes == 32 * 100 + 4 * 50
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="resident memory is told by Linux alone")
+@pytest.mark.parametrize("states", [(ROWS, OTHER_ROWS, FIXED), (ROWS,), (FIXED,)])
+def test_a_cache_takes_what_its_shape_says(states, tiny_model) -> None:
+    """States of fixed size are there twice, and as often again as they are kept."""
+    manifest = tiny_model.bundle.manifest.model_copy(update={"states": states})
+    shape = replace(cache_shape(manifest, 3, 6), num_spare_slots=1)
+    made = StateBuffers(states, shape, "cpu")
+    of_all = (made._buffers, made._after, *made._snapshots)
+    taken = sum(buffer.read().nbytes for buffers in of_all for buffer in buffers.values())
+    assert taken == 4 * 6 * shape.bytes_per_token + shape.fixed_bytes
+    for each in of_all:
+        for buffer in each.values():
+            buffer.read()[...] = 1
+    num_buffers = sum(map(len, of_all))
+    assert taken <= made.resident_bytes <= taken + 4096 * num_buffers
+
+
 def test_a_limit_that_holds_nothing_is_refused_with_the_numbers() -> None:
     with pytest.raises(SettingsError, match="kv_memory_bytes 300 holds 1 tokens at 100 B each and 200 B of states"):
         within(GIVEN, 300, 0, "cpu")

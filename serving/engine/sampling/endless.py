@@ -14,11 +14,21 @@ from urllib.parse import unquote
 
 Named = TypeVar("Named")
 
-_UNCLEAR = re.compile(r'"(?:\\.|[^"\\\n])*"i?|/(?:\\.|[^/\\\n])+/[a-z]*|//[^\n]*|<[^>\s]*>')
-"""Strings, regular expressions, comments and special tokens: they end, and hold signs that mean nothing."""
+_UNCLEAR = re.compile(
+    r"(?P<comment>(?:#|//)[^\n]*)"
+    r"|(?P<json>%\w+\s*(?=\{))"
+    r'|"(?:\\.|[^"\\\n])*"?i?'
+    r"|/(?:\\.|[^/\\])+/?[a-z]*"
+    r"|<[^<>\s]*>?"
+)
+"""Comments, schemas, strings, regular expressions and special tokens: they end, and hold signs that mean nothing.
+
+As llguidance's own reader has them (parser/src/lark/lexer.rs). What is not closed is taken as well, as far as it goes:
+no letter is read twice.
+"""
 _HEAD = re.compile(r"^[?!]*([a-z_]\w*)(?:\[[^\]\n]*\])?\s*:", re.M)
 _OTHER_HEAD = re.compile(r"^(?:%|[?!]*[A-Z]\w*(?:\[[^\]\n]*\])?\s*:)", re.M)
-_SIGN = re.compile(r"->\s*\w+|[A-Za-z_]\w*|\{\s*(\d*)[^}]*\}|~\s*(\d+)[.\d\s]*|[|()\[\]*?+]|\S")
+_SIGN = re.compile(r"->\s*\w+|[A-Za-z_]\w*|\{\s*(\d*)[^{}]*\}?|~\s*(\d+)[.\d\s]*|[|()\[\]*?+]|\S")
 
 
 _MOST_LOOKS = 200_000
@@ -155,26 +165,28 @@ def _listed(part: Mapping[str, Any], name: str) -> list[Any]:
 
 def _rules(grammar: str) -> dict[str, str]:
     """Return the bodies of a grammar's rules by name; terminals, which cannot need themselves, are left out."""
-    text = _UNCLEAR.sub(" S ", _without_json(grammar))
+    text = _without_unclear(grammar)
     heads = [(match.start(), match.end(), match[1]) for match in _HEAD.finditer(text)]
     borders = sorted([start for start, _, _ in heads] + [match.start() for match in _OTHER_HEAD.finditer(text)])
-    ends = dict(zip(borders, [*borders[1:], len(text)], strict=True))
+    ends = dict(zip(borders, [*borders, len(text)][1:], strict=True))
     return {name: text[end : ends[start]] for start, end, name in heads}
 
 
-def _without_json(grammar: str) -> str:
-    """Return a grammar with a word in place of each JSON object that stands in it, after `%json` say."""
+def _without_unclear(grammar: str) -> str:
+    """Return a grammar with a word in place of what ends, and without comments; read once, from left to right."""
     shown, place = [], 0
-    for match in re.finditer(r"%\w+\s*(?=\{)", grammar):
-        if match.start() < place:
-            continue
-        try:
-            _, end = json.JSONDecoder().raw_decode(grammar, match.end())
-        except (ValueError, RecursionError):
-            continue
-        shown += [grammar[place : match.start()], " S "]
-        place = end
+    while found := _UNCLEAR.search(grammar, place):
+        shown += [grammar[place : found.start()], " " if found["comment"] else " S "]
+        place = _json_end(grammar, found.end()) if found["json"] else found.end()
     return "".join([*shown, grammar[place:]])
+
+
+def _json_end(grammar: str, start: int) -> int:
+    """Return the place behind the JSON object that stands there; that place itself where it is none."""
+    try:
+        return json.JSONDecoder().raw_decode(grammar, start)[1]
+    except (ValueError, RecursionError):
+        return start
 
 
 class _Body:

@@ -17,9 +17,11 @@ from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from export.adopted.adopter import adopt_export
 from export.adopted.adoption import Said
 from export.adopted.tower import Pooling
+from graphs.dialect import portable_where_standard
 from graphs.labels import Label, unlabelled
 from graphs.layers import find_linears
 from graphs.store import open_graph
+from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
 from quant.samples.built_in import built_in_samples
 from runtime.one_embedding import DualEncoderRunner
@@ -128,6 +130,31 @@ def test_an_adopted_bundle_is_made_smaller_like_any_other(adopted: dict[str, Bun
     assert 0.99 < (before * after).sum() < 1
 
 
+def test_an_adopted_bundle_becomes_one_for_tensorrt_and_one_for_cuda(
+    adopted: dict[str, Bundle], tmp_path: Path
+) -> None:
+    """Its operators are ONNX's own, as TensorRT's have to be; nobody who adopts has a checkpoint to export anew."""
+    parent = adopted["clip"]
+    assert parent.manifest.dialect == "contrib"
+    assert portable_where_standard(parent).manifest.dialect == "portable"
+    for target, dialect in (("tensorrt", "portable"), ("cuda", "contrib")):
+        made = quantize_bundle(parent.directory, tmp_path / target, weights="fp16", options=Options(target=target))
+        assert (made.target, made.dialect) == (target, dialect)
+    images = [Image.open(EXPORTS / "picture.png")]
+    before, after = (
+        DualEncoderRunner(open_bundle(folder, allow_ungated=True), RuntimeSettings(intra_threads=1)).embed_images(
+            images
+        )
+        for folder in (parent.directory, tmp_path / "tensorrt")
+    )
+    assert (before * after).sum() > 0.999
+
+
+def test_operators_of_onnx_runtimes_own_are_of_the_contrib_dialect(smolvlm_bundle: Path) -> None:
+    bundle = open_bundle(smolvlm_bundle)
+    assert portable_where_standard(bundle) is bundle
+
+
 def _copy(name: str, folder: Path) -> Path:
     return Path(shutil.copytree(EXPORTS / name, folder / name))
 
@@ -136,6 +163,36 @@ def test_a_model_that_generates_is_refused_by_its_decoder(tmp_path: Path) -> Non
     folder = _copy("transformers_js", tmp_path)
     (folder / "onnx" / "text_model.onnx").rename(folder / "onnx" / "decoder_model_merged.onnx")
     with pytest.raises(UnsupportedConfigError, match="pocketvlm export"):
+        adopt_export(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["onnx/decoder_model_merged.onnx", "onnx/embed_tokens.onnx", "decoder_model.onnx"])
+def test_a_hubs_model_that_generates_is_refused_before_any_of_it_is_fetched(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["config.json", "onnx/vision_encoder.onnx", file]
+    monkeypatch.setattr("export.exporter.list_repo_files", lambda repository: names)
+    monkeypatch.setattr("export.exporter.snapshot_download", lambda *_, **__: pytest.fail("something was fetched"))
+    with pytest.raises(UnsupportedConfigError, match=rf"some/vlm holds a model that generates \({file}\)"):
+        adopt_export("some/vlm", tmp_path / "out")
+
+
+def test_a_hub_that_lists_nothing_leaves_the_word_to_what_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_: str) -> list[str]:
+        raise ConnectionError
+
+    monkeypatch.setattr("export.exporter.list_repo_files", silent)
+    monkeypatch.setattr("export.exporter.snapshot_download", lambda *_, **__: str(EXPORTS / "clip"))
+    assert adopt_export("some/clip", tmp_path / "out").source == "some/clip"
+
+
+def test_an_encoder_of_images_alone_is_refused_by_what_it_takes(tmp_path: Path) -> None:
+    folder = _copy("transformers_js", tmp_path)
+    (folder / "onnx" / "text_model.onnx").unlink()
+    (folder / "onnx" / "vision_model.onnx").rename(folder / "onnx" / "model.onnx")
+    with pytest.raises(UnsupportedConfigError, match="takes pixel_values and no input_ids: encoders of images alone"):
         adopt_export(folder, tmp_path / "out")
 
 

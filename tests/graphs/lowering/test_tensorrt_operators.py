@@ -86,3 +86,16 @@ def test_modes_of_resize_are_those_of_the_tables(model_of: Any, mode: str, lacki
     weights = {"none": np.zeros(0, np.float32), "sizes": np.array([1, 1, 8, 8])}
     model = model_of({"x": (ir.DataType.FLOAT, [1, 1, 4, 4])}, nodes, weights, ["y"], opset=20)
     assert tuple(missing(model, (10, 3))) == lacking
+
+
+def test_operators_inside_a_loop_are_looked_at() -> None:
+    body = ir.Graph([ir.val("a")], [], nodes=[], name="body")
+    norm = ir.node("RMSNormalization", [body.inputs[0]], {})
+    body.append(norm)
+    body.outputs.append(norm.outputs[0])
+    x = ir.val("x")
+    loop = ir.node("Scan", [x], {"body": body, "num_scan_inputs": 1})
+    graph = ir.Graph([x], [loop.outputs[0]], nodes=[loop], opset_imports={"": 20}, name="graph")
+    model = ir.Model(graph, ir_version=10)
+    assert list(missing(model, (10, 3))) == ["RMSNormalization"]
+    assert not list(missing(model, (10, 15)))

@@ -45,14 +45,18 @@ def rivals_of() -> Callable[..., Rivals]:
     """Write figures of a system called other.cpp, of files of (name, bytes, KL, times the speed of fp32)."""
 
     def write(
-        parent_sha256: str, *files: tuple[str, int, float, float], threads: int = 1, source: str = "cats.jsonl"
+        parent_sha256: str,
+        *files: tuple[str, int, float, float],
+        threads: int = 1,
+        source: str = "cats.jsonl",
+        num_samples: int = 200,
     ) -> Rivals:
         return Rivals(
             system="other.cpp",
             version="1.2.3",
             parent="tiny-smolvlm",
             parent_sha256=parent_sha256,
-            evaluation=EvaluationFacts(source=source, num_samples=200),
+            evaluation=EvaluationFacts(source=source, num_samples=num_samples),
             speed=SpeedFacts(
                 threads=threads,
                 prompt_tokens=512,

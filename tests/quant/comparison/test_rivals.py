@@ -71,12 +71,11 @@ def test_the_table_holds_every_file_and_the_best_of_ours_that_is_no_larger(
 
 def test_other_samples_are_marked(siblings: Siblings, rivals_of, tmp_path: Path) -> None:
     pages = {}
-    for source in ("cats.jsonl", "dogs.jsonl"):
-        rivals = rivals_of(siblings.parent_sha256, *FILES, source=source)
-        write_comparison(tmp_path / f"{source}.html", [replace(siblings, rivals=(rivals,))])
-        pages[source] = (tmp_path / f"{source}.html").read_text()
-    assert "compare with care" in pages["dogs.jsonl"]
-    assert "compare with care" not in pages["cats.jsonl"]
+    for source, num_samples in ((each, num) for each in ("cats.jsonl", "dogs.jsonl") for num in (200, 199)):
+        rivals = rivals_of(siblings.parent_sha256, *FILES, source=source, num_samples=num_samples)
+        write_comparison(tmp_path / "page.html", [replace(siblings, rivals=(rivals,))])
+        pages[source, num_samples] = "compare with care" in (tmp_path / "page.html").read_text()
+    assert [each for each, is_marked in pages.items() if not is_marked] == [("cats.jsonl", 200)]
 
 
 def test_a_page_without_others_says_nothing_of_them(siblings: Siblings, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from types import ModuleType
 import pytest
 
 from bundle.directory import Bundle, open_bundle
+from bundle.engines import FORMS
 from export.exporter import export_checkpoint
-from graphs.lowering.tensorrt import FORM_VERSION, engine_graph, unread_inputs
+from graphs.lowering.tensorrt import engine_graph, unread_inputs
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
 from quant.samples.built_in import built_in_samples
@@ -43,12 +44,12 @@ def stand_in() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def standard() -> Form:
-    return Form(f"standard-{FORM_VERSION}", engine_graph, unread_inputs)
+    return Form(FORMS[0], engine_graph, unread_inputs)
 
 
 @pytest.fixture(scope="session")
 def plain() -> Form:
-    return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True), unread_inputs)
+    return Form(FORMS[1], partial(engine_graph, is_plain=True), unread_inputs)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-__version__ = "10.15.1.29"
+__version__ = "10.16.1.11"
 
 _NUMPY = {1: np.float32, 10: np.float16, 7: np.int64, 6: np.int32, 9: np.bool_}
 
@@ -86,8 +86,13 @@ class ILayer:
 
 class IAttention:
     def __init__(self, node: onnx.NodeProto) -> None:
-        self.name, self.causal_kind, self.decomposable = node.name, CausalMaskKind.NONE, False
+        self.name, self.decomposable = node.name, False
+        self.causal = any(each.name == "is_causal" and each.i for each in node.attribute)
         self.mask = ITensor(node.input[3]) if len(node.input) > 3 else None
+
+    @property
+    def causal_kind(self) -> CausalMaskKind:
+        return CausalMaskKind.UPPER_LEFT if self.causal else CausalMaskKind.NONE
 
 
 class IAttentionInputLayer(ILayer):
@@ -196,7 +201,7 @@ class Runtime:
         if not serialized_engine.startswith(b"{"):
             self._log.log(ILogger.ERROR, "Error Code 6: The engine plan file is\nnot compatible with this device")
             return None
-        return ICudaEngine(json.loads(serialized_engine))
+        return ICudaEngine(json.loads(serialized_engine), self._log)
 
 
 class IRuntimeCache:
@@ -222,7 +227,8 @@ class IRuntimeConfig:
 
 
 class ICudaEngine:
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: dict[str, Any], log: ILogger) -> None:
+        self._log = log
         self._model = onnx.ModelProto.FromString(base64.b64decode(plan["graph"]))
         self.profiles = plan["profiles"]
         options = ort.SessionOptions()
@@ -235,6 +241,8 @@ class ICudaEngine:
         taken = [value for value in self._model.graph.input if value.name not in known]
         self.values = {value.name: (value, TensorIOMode.INPUT) for value in taken}
         self.values |= {value.name: (value, TensorIOMode.OUTPUT) for value in self._model.graph.output}
+        scatters = [node for node in self._model.graph.node if node.op_type == "TensorScatter"]  # KVCacheUpdate
+        self._aliases = {node.output[0]: node.input[0] for node in scatters}
 
     @property
     def num_io_tensors(self) -> int:
@@ -258,6 +266,9 @@ class ICudaEngine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
         return self.profiles[profile_index][name]
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        return self._aliases.get(name)
 
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
@@ -298,6 +309,10 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self._addresses.keys() != self._engine.values.keys():
             return False
+        for output, given in self._engine._aliases.items():
+            if self._addresses[output] != self._addresses[given]:
+                self._engine._log.log(ILogger.ERROR, f"{output} must share the address of {given}")
+                return False
         feeds = {name: self._memory(name, shape).copy() for name, shape in self._shapes.items()}
         names = [name for name, (_, mode) in self._engine.values.items() if mode is TensorIOMode.OUTPUT]
         for name, found in zip(names, self._engine.session.run(names, feeds), strict=True):

@@ -57,14 +57,23 @@ def test_every_graph_of_every_recipe_is_built(job_of: Callable[..., Job], family
     assert read_engines(job.folder) == index
 
 
-@pytest.mark.parametrize(("family", "recipe"), [("vlm", "fp16"), ("vlm", "int8"), ("clip", "fp32")])
-def test_the_plain_form_is_built_too_and_is_another_engine(
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [(family, recipe) for family, recipe in CASES if recipe != "int4" and family in ("vlm", "clip")],
+)
+def test_every_graph_is_built_in_the_plain_form_too(
     job_of: Callable[..., Job], plain: Form, family: str, recipe: str
 ) -> None:
     index = compile_bundle(job_of(family, recipe, form=plain), lambda line: None)
     assert {record.key.form for record in index.engines.values()} == {plain.name}
+    assert all(record.contents.size_bytes > 10_000 for record in index.engines.values())
+
+
+def test_the_plain_form_and_other_limits_are_other_engines(job_of: Callable[..., Job], plain: Form) -> None:
+    compile_bundle(job_of("clip", "fp16", form=plain), lambda line: None)
     again: list[str] = []
-    compile_bundle(replace(job_of(family, recipe), limits=Limits(64, 1, 8, 1)), again.append)
+    compile_bundle(job_of("clip", "fp16"), again.append)
+    compile_bundle(replace(job_of("clip", "fp16"), limits=Limits(64, 1, 16, 1)), again.append)
     assert not [line for line in again if "kept" in line]
 
 
@@ -136,11 +145,47 @@ def test_a_card_that_the_builder_lacks_is_refused_with_those_it_has(
     assert "builds for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "recipe", "words"),
+    [("vlm", "int4", "weights of 4 bits"), ("vlm", "fp32", "float32 products"), ("clip", "fp32", "float32 products")],
+)
+def test_what_turing_has_no_products_for_is_refused_before_a_graph_is_read(
+    job_of: Callable[..., Job], family: str, recipe: str, words: str
+) -> None:
+    job = job_of(family, recipe, capabilities=(86, 75))
+    with pytest.raises(SettingsError, match=rf"--compute-capability 7\.5: .*\.onnx has {words}.*--weights fp16"):
+        compile_bundle(job, lambda line: None)
+    assert not job.folder.exists()
+
+
+@pytest.mark.parametrize(("recipe", "capability"), [("fp16", 75), ("int8", 75), ("fp16", 80), ("int4", 121)])
+def test_the_oldest_and_the_newest_card_are_built_for(job_of: Callable[..., Job], recipe: str, capability: int) -> None:
+    index = compile_bundle(job_of("vlm", recipe, capabilities=(capability,)), lambda line: None)
+    assert index.engines.keys() == {"vision_encoder", "embed_tokens", "decoder"}
+
+
 def test_a_cache_beyond_the_models_context_is_refused(job_of: Callable[..., Job], limits: Limits) -> None:
     with pytest.raises(SettingsError, match=r"--cache-rows 513: .* takes 16 to 512"):
         compile_bundle(job_of(limits=replace(limits, cache_rows=513)), lambda line: None)
     with pytest.raises(SettingsError, match="--max-prompt-tokens 65 do not fit --cache-rows 64"):
         compile_bundle(job_of(limits=replace(limits, max_prompt_tokens=65)), lambda line: None)
+
+
+def test_limits_that_the_recorded_run_does_not_fit_are_refused_before_anything_is_built(
+    job_of: Callable[..., Job], limits: Limits
+) -> None:
+    job = job_of(limits=replace(limits, max_prompt_tokens=11))
+    with pytest.raises(SettingsError, match=r"--max-prompt-tokens 11: .*recorded at export, which has 12; take 12"):
+        compile_bundle(job, lambda line: None)
+    assert not job.folder.exists()
+
+
+def test_the_order_of_cards_makes_no_other_engine(job_of: Callable[..., Job]) -> None:
+    compile_bundle(job_of("clip", capabilities=(89, 86)), lambda line: None)
+    told: list[str] = []
+    index = compile_bundle(job_of("clip", capabilities=(86, 89, 86)), told.append)
+    assert {line.partition(": ")[2] for line in told} == {"built already, kept"}
+    assert index.engines["text_encoder"].key.capabilities == ("8.6", "8.9")
 
 
 def test_the_contrib_dialect_is_refused(job_of: Callable[..., Job], clip_bundle: Path) -> None:

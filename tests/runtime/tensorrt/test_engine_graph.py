@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -174,6 +175,58 @@ def test_a_cache_on_the_device_is_written_where_it_lies(
         np.testing.assert_array_equal(states[state.input], expected[state.output])
 
 
+@pytest.mark.parametrize("staged", [64, 2])
+def test_a_cache_that_the_host_gives_is_staged_once_for_both_its_sides(
+    portable_of: Callable[..., Bundle], engines_of: Callable[..., Engines], monkeypatch, staged: int
+) -> None:
+    """Fewer places than a run has: none is given away before the run is over."""
+    monkeypatch.setattr(engine_graph_module, "_MOST_STAGED", staged)
+    bundle = portable_of("vlm", "fp16")
+    engine = opened(bundle, engines_of(bundle), "decoder")
+    states = {state.output: state.input for state in bundle.manifest.states}
+    assert engine.aliases == states
+    made: list[weakref.ref[Any]] = []
+    told: list[Mapping[str, int]] = []
+    stage, run = EngineGraph._staging, engine.run
+
+    def staging(self: EngineGraph, *wanted: Any) -> Any:
+        value = stage(self, *wanted)
+        made.append(weakref.ref(value))
+        return value
+
+    def running(profile: int, addresses: Mapping[str, int]) -> None:
+        told.append(addresses)
+        assert all(reference() is not None for reference in made), "memory of this run was given away"
+        run(profile, addresses)
+
+    monkeypatch.setattr(EngineGraph, "_staging", staging)
+    monkeypatch.setattr(engine, "run", running)
+    session = Session(bundle, "decoder", ON_HOST)
+    session.graph = EngineGraph(engine, "cuda")
+    check_canary(bundle, {"decoder": session})
+    (addresses,) = told
+    assert {output: addresses[output] for output in states} == {o: addresses[i] for o, i in states.items()}
+
+
+def test_a_cache_that_is_bound_apart_from_its_input_is_refused(
+    portable_of: Callable[..., Bundle], engines_of: Callable[..., Engines]
+) -> None:
+    bundle = portable_of("vlm", "fp16")
+    graph = EngineGraph(opened(bundle, engines_of(bundle), "decoder"), "cuda")
+    binding, state = graph.binding(), bundle.manifest.states[0]
+    shape = state.sizes(1, ROWS)
+    array, other = np.zeros(shape, state.dtype), np.zeros(shape, state.dtype)
+    for port in graph.inputs:
+        sizes = tuple(1 if size is None else size for size in port.shape)
+        given = array if port.name == state.input else np.zeros(sizes, port.dtype)
+        binding.bind_input(port.name, "cpu", 0, given.dtype, given.shape, given.ctypes.data)
+    for port in graph.outputs:
+        binding.bind_output(port.name, "cpu")
+    binding.bind_output(state.output, "cuda", 0, other.dtype, shape, other.ctypes.data)
+    with pytest.raises(MachineError, match=rf"{state.output} is written where {state.input} lies; bind both"):
+        graph.run_bound(binding)
+
+
 def test_steps_take_the_profile_of_steps(
     portable_of: Callable[..., Bundle], engines_of: Callable[..., Engines]
 ) -> None:
@@ -209,7 +262,7 @@ def test_an_engine_of_another_version_or_card_is_refused_in_one_line(
     assert "not compatible with this device. It was built for" in str(refused.value)
     assert "\n" not in str(refused.value)
     monkeypatch.setattr(stand_in, "__version__", "11.0.0.1")
-    with pytest.raises(MachineError, match=r"was built by TensorRT 10\.15\.1\.29, and here is 11\.0\.0\.1"):
+    with pytest.raises(MachineError, match=r"was built by TensorRT 10\.16\.1\.11, and here is 11\.0\.0\.1"):
         Engine(library, folder / record.file, record)
 
 
@@ -240,6 +293,31 @@ def test_kernels_that_the_card_compiled_are_kept_for_the_next_start(
     with caplog.at_level("INFO"):
         Session(bundle, "text_encoder", on_device(folder)).run(feeds)
     assert "compiled anew" in caplog.text
+
+
+def test_kernels_that_a_first_run_wants_are_kept_too(
+    portable_of: Callable[..., Bundle],
+    engines_of: Callable[..., Engines],
+    stand_in: ModuleType,
+    tmp_path: Path,
+    monkeypatch,
+) -> None:
+    bundle = portable_of("clip", "fp32")
+    folder, index = engines_of(bundle, "tensorrt-rtx")
+    kept = tmp_path / "cache" / "pocketvlm" / "kernels" / f"{index.engines['text_encoder'].contents.sha256}.cache"
+    feeds = load_golden(bundle.path(GOLDEN))["text_encoder"].inputs
+    compiled, execute = [b"kernels of a context"], stand_in.IExecutionContext.execute_async_v3
+    monkeypatch.setattr(stand_in.IRuntimeCache, "serialize", lambda self: compiled[-1])
+
+    def running(self: Any, stream: int) -> bool:
+        compiled.append(b"kernels of a run %d" % len(compiled))
+        return bool(execute(self, stream))
+
+    monkeypatch.setattr(stand_in.IExecutionContext, "execute_async_v3", running)
+    session = Session(bundle, "text_encoder", on_device(folder))
+    for _ in range(3):
+        session.run(feeds)
+    assert kept.read_bytes() == b"kernels of a run 1"  # the first: later ones are not written again
 
 
 def test_on_a_cpu_engines_are_left_alone(

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 import runtime.graph as graph_module
 import runtime.providers as providers_module
+import runtime.tensorrt.in_place as in_place
 import runtime.tensorrt.provider as provider_module
 from bundle.directory import Bundle, open_bundle
-from bundle.errors import MachineError
+from bundle.errors import BundleFormatError, MachineError
 from bundle.golden import GOLDEN, load_golden
 from bundle.states import ROWS
+from graphs.store import open_graph, save_graph
 from runtime.canary import check_canary
+from runtime.fixed_run import device_value
 from runtime.session import Session
 from runtime.settings import DeviceRuntime, RuntimeSettings
+from runtime.tensorrt.card import Card
 from runtime.tensorrt.provider import TENSORRT, TENSORRT_RTX
+from runtime.tensorrt.provider_graphs import check_provider_graph
 from serving.models.targets import check_target
 from serving.settings import EngineSettings
 
@@ -102,7 +108,7 @@ class Runtime:
 def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Runtime]:
     """Put such a runtime in the place of ours; engines are kept in a folder of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(provider_module, "open_device", lambda: None)
+    monkeypatch.setattr(provider_module, "card_here", Card)
     monkeypatch.setattr(graph_module, "device_gate", lambda *_, **__: _NoGate())
 
     def used(*available: str, **named: Any) -> Runtime:
@@ -141,24 +147,65 @@ def test_an_encoder_is_asked_for_in_halves_with_its_profile_and_both_caches(port
     assert options["trt_profile_max_shapes"] == f"{spec.name}:6x{rest}"
     assert options["trt_fp16_enable"] == "1"
     assert (options["trt_engine_cache_enable"], options["trt_timing_cache_enable"]) == ("1", "1")
-    folder = Path(options["trt_engine_cache_path"])
-    assert folder.is_relative_to(tmp_path / "cache")
-    assert folder.is_dir()
-    assert Path(options["trt_timing_cache_path"]) == folder.parent
-    assert opened.options.entries["ep.context_enable"] == "1"
-    assert opened.options.entries["ep.context_file_path"] == str(folder / "vision_encoder_ctx.onnx")
+    context = Path(options["trt_ep_context_file_path"])
+    assert context.name == "vision_encoder_ctx.onnx"
+    assert context.is_relative_to(tmp_path / "cache")
+    assert context.parent.is_dir()
+    assert Path(options["trt_timing_cache_path"]) == context.parent.parent
+    assert (options["trt_dump_ep_context_model"], options["trt_ep_context_embed_mode"]) == ("1", "0")
+    assert "trt_engine_cache_path" not in options  # it would stand in the graph, where an absolute one is refused
+    assert not [name for name in opened.options.entries if name.startswith("ep.context")]  # Python hands on none
     assert opened.options.entries["session.record_ep_graph_assignment_info"] == "1"
     check_canary(bundle, {"vision_encoder": session})
 
 
 def test_single_precision_stays_single_precision(portable_of, use) -> None:
     runtime = use(TENSORRT, CPU)
-    Session(portable_of("vlm", "fp32"), "vision_encoder", settings())
+    Session(portable_of("vlm", "fp32"), "embed_tokens", settings())
     assert options_of(runtime.opened[0])["trt_fp16_enable"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("family", "recipe", "name", "words"),
+    [
+        ("vlm", "fp32", "vision_encoder", "attention in float32.*--target tensorrt --weights fp16.*pocketvlm compile"),
+        ("vlm", "fp32", "decoder", "attention in float32"),
+        ("clip", "int8", "text_encoder", "rows of 8 bits up before they are dequantized.*pocketvlm compile"),
+    ],
+)
+def test_a_graph_that_a_provider_cannot_build_as_it_is_is_refused_by_name(
+    portable_of, use, family: str, recipe: str, name: str, words: str
+) -> None:
+    bundle: Bundle = portable_of(family, recipe)
+    runtime = use(TENSORRT, CPU)
+    with pytest.raises(MachineError, match=rf"{name}\.onnx .*{words}"):
+        Session(bundle, name, settings())
+    assert runtime.opened == []
+
+
+@pytest.mark.parametrize(
+    ("attributes", "error", "words"),
+    [
+        ({"softcap": 30.0}, MachineError, "caps the scores"),
+        ({"is_causal": 1}, BundleFormatError, "export the checkpoint again"),
+    ],
+)
+def test_attention_that_tensorrt_reads_otherwise_is_refused_by_name(
+    portable_of, tmp_path: Path, attributes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    bundle: Bundle = portable_of("clip", "fp16")
+    model = open_graph(bundle.graph_path("text_encoder"))
+    for node in model.graph:
+        if node.op_type == "Attention":
+            for key, value in attributes.items():
+                node.attributes[key] = ir.convenience.convert_attribute(key, value)
+    save_graph(model, tmp_path / "text_encoder.onnx")
+    with pytest.raises(error, match=words):
+        check_provider_graph(replace(bundle, directory=tmp_path), "text_encoder")
+
+
 def test_a_decoder_has_a_cache_of_one_length_and_every_state_in_its_profile(portable_of, use) -> None:
-    bundle: Bundle = portable_of("vlm", "fp32")
+    bundle: Bundle = portable_of("vlm", "fp16")
     runtime = use(TENSORRT, CPU)
     session = Session(bundle, "decoder", settings(max_sequences=3, context_tokens=48, prefill_chunk_tokens=16))
     (opened,) = runtime.opened
@@ -174,6 +221,37 @@ def test_a_decoder_has_a_cache_of_one_length_and_every_state_in_its_profile(port
     assert (least[state.input][0], most[state.input][0]) == (1, 3)
 
 
+def test_the_recorded_run_of_a_decoder_writes_its_cache_where_it_lies(portable_of, use, monkeypatch) -> None:
+    bundle: Bundle = portable_of("vlm", "fp16")
+    use(TENSORRT, CPU)
+    session = Session(bundle, "decoder", settings(context_tokens=48))
+    bound: dict[str, int] = {}
+
+    class Binding:
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def bind_ortvalue_input(self, name: str, value: Any) -> None:
+            bound[name] = value.data_ptr()
+            self.real.bind_ortvalue_input(name, value)
+
+        def bind_ortvalue_output(self, name: str, value: Any) -> None:
+            bound[name] = value.data_ptr()
+            self.real.bind_ortvalue_output(name, value)
+
+    graph, run = session.graph, session.graph.run_bound
+    monkeypatch.setattr(in_place, "device_value", lambda array, device: device_value(array, "cpu"))
+    monkeypatch.setattr(graph, "binding", lambda: Binding(graph._session.io_binding()))
+    monkeypatch.setattr(graph, "run_bound", lambda binding: run(binding.real))
+    check_canary(bundle, {"decoder": session})
+    assert bound
+    for state in bundle.manifest.states:
+        assert bound[state.input] == bound[state.output]
+
+
 def _read(shapes: str) -> dict[str, list[int]]:
     pairs = (each.rsplit(":", 1) for each in shapes.split(","))
     return {name: [int(size) for size in sizes.split("x")] for name, sizes in pairs}
@@ -183,26 +261,42 @@ def test_an_engine_that_an_earlier_session_left_is_opened_in_the_graphs_place(po
     bundle: Bundle = portable_of("clip", "fp16")
     runtime = use(TENSORRT, CPU)
     Session(bundle, "text_encoder", settings())
-    context = Path(runtime.opened[0].options.entries["ep.context_file_path"])
+    context = Path(options_of(runtime.opened[0])["trt_ep_context_file_path"])
     context.write_bytes(b"left by the provider")
     runtime.graph = bundle.graph_path("text_encoder")
     session = Session(bundle, "text_encoder", settings())
     assert runtime.opened[1].path == str(context)
-    assert "ep.context_enable" not in runtime.opened[1].options.entries
+    assert not [name for name in options_of(runtime.opened[1]) if "context" in name]
     feeds = load_golden(bundle.path(GOLDEN))["text_encoder"].inputs
     usual = Session(bundle, "text_encoder", RuntimeSettings(intra_threads=1))
     np.testing.assert_array_equal(session.run(feeds)[session.output], usual.run(feeds)[usual.output])
 
 
-def test_other_sizes_and_other_cards_are_other_engines(portable_of, use, monkeypatch) -> None:
+def test_other_sizes_cards_drivers_and_versions_are_other_engines(portable_of, use, monkeypatch) -> None:
     bundle: Bundle = portable_of("clip", "fp16")
     runtime = use(TENSORRT, CPU)
+    monkeypatch.setattr(provider_module, "_tensorrt_version", lambda: "10.15.1")
+    Session(bundle, "text_encoder", settings())
     Session(bundle, "text_encoder", settings())
     Session(bundle, "text_encoder", settings(text_batch_rows=3))
-    card = SimpleNamespace(name=lambda: "Orin (nvgpu)", close=lambda: None)
-    monkeypatch.setattr(provider_module, "open_device", lambda: card)
+    for card in (Card("Orin"), Card("Orin", "8.7"), Card("Orin", "8.7", "540.4")):
+        monkeypatch.setattr(provider_module, "card_here", lambda card=card: card)
+        Session(bundle, "text_encoder", settings())
+    monkeypatch.setattr(provider_module, "_tensorrt_version", lambda: "10.16.0")
     Session(bundle, "text_encoder", settings())
-    assert len({options_of(opened)["trt_engine_cache_path"] for opened in runtime.opened}) == 3
+    folders = [Path(options_of(opened)["trt_ep_context_file_path"]).parent for opened in runtime.opened]
+    assert len(set(folders)) == len(folders) - 1
+
+
+@pytest.mark.usefixtures("package")
+def test_another_version_of_the_plug_in_is_another_engine(portable_of, use, monkeypatch) -> None:
+    runtime = use(CPU)
+    packages = {"onnxruntime_ep_nv_tensorrt_rtx": ["onnxruntime-ep-nv-tensorrt-rtx-cu12"]}
+    monkeypatch.setattr(provider_module.metadata, "packages_distributions", lambda: packages)
+    for version in ("0.5.0", "0.6.0"):
+        monkeypatch.setattr(provider_module.metadata, "version", lambda package, version=version: version)
+        Session(portable_of("clip", "fp16"), "text_encoder", settings("tensorrt-rtx"))
+    assert len({options_of(opened)["nv_runtime_cache_path"] for opened in runtime.opened}) == 2
 
 
 def test_a_node_that_the_engine_does_not_take_is_refused_shape_arithmetic_too(portable_of, use) -> None:
@@ -266,3 +360,12 @@ def test_operators_that_tensorrt_lacks_are_refused_before_a_graph_is_opened(smol
     with pytest.raises(MachineError, match=r"contrib dialect.*--dialect portable"):
         check_target(open_bundle(smolvlm_bundle, verify=False, allow_ungated=True), settings())
     check_target(portable_of("clip", "fp16"), settings())
+
+
+def test_chunks_shorter_than_the_recorded_run_leave_room_for_it(portable_of, use) -> None:
+    bundle: Bundle = portable_of("vlm", "fp16")
+    runtime = use(TENSORRT, CPU)
+    Session(bundle, "decoder", settings(context_tokens=48, prefill_chunk_tokens=2))
+    most = _read(options_of(runtime.opened[0])["trt_profile_max_shapes"])
+    recorded = load_golden(bundle.path(GOLDEN))["decoder"].inputs["inputs_embeds"]
+    assert most["inputs_embeds"][1] == recorded.shape[1] > 2

@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -328,3 +329,32 @@ def test_no_json_breaks_the_server(api: Any, body: Any) -> None:
         assert response.status_code in (200, 400, 404)
         if response.status_code != 200:
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"properties": {"a": nested(levels - 2)}} if levels > 1 else {}
+
+
+UNWRITABLE = {"nested": nested(140), "half a surrogate pair": {"description": "\ud800"}}
+
+
+@pytest.mark.parametrize("value", UNWRITABLE.values(), ids=UNWRITABLE)
+@pytest.mark.parametrize("stream", [False, True])
+def test_values_of_any_form_are_refused_where_they_could_not_be_told_again(
+    make_caller: Any, tmp_path: Path, value: dict[str, Any], stream: bool
+) -> None:
+    api = make_caller(prefix_folder=tmp_path / "prefixes")
+    schema = {"type": "json_schema", "name": "a", "schema": value}
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "grounding": value}]
+    strict = {"type": "json_schema", "json_schema": {"name": "a", "schema": value}}
+    bodies = {
+        "text.format.schema": ("/v1/responses", {"input": "a", "text": {"format": schema}, "stream": stream}),
+        "messages.1.grounding": ("/v1/prefixes", {"name": "a", "messages": said}),
+        "response_format.json_schema.schema": (CHAT, {"messages": said[:1], "response_format": strict}),
+        "metadata": ("/v1/responses", {"input": "a", "metadata": {"\ud800": "a"}, "stream": stream}),
+    }
+    for param, (path, fields) in bodies.items():
+        content = json.dumps({"model": "fake-vlm", **fields})  # which writes half a pair as JSON can
+        answer = api.request("POST", path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400, (path, answer.text)
+        assert answer.json()["error"]["param"] == param

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from serving.api.answering import Answering
 from serving.api.answers.completions import Completion, CompletionChunk
+from serving.api.completions import CompletionForm
 from serving.fake import FakeClient
-from serving.protocol import SamplingParams
+from serving.protocol import SamplingParams, TokenLogprob
 
 PATH = "/v1/completions"
 
@@ -56,6 +59,20 @@ def test_logprobs_tell_tokens_with_their_places_in_the_text(api: Any) -> None:
         assert choice["text"][offset:].startswith(token)
     assert [len(top) for top in logprobs["top_logprobs"]] == [2] * 4
     assert logprobs["token_logprobs"] == [-1.0] * 4
+
+
+def test_a_character_of_several_tokens_takes_one_place_in_each_choice() -> None:
+    answering = SimpleNamespace(num_choices=2, request_id="r", created_s=0, told_model="m")
+    form = CompletionForm(cast(Answering, answering), tells_logprobs=True, includes_usage=False)
+
+    def offsets(index: int, *pieces: bytes) -> list[int]:
+        told = form.choice(index, "", [TokenLogprob(piece, -1.0) for piece in pieces], None)["logprobs"]
+        return cast(list[int], told["text_offset"])
+
+    face = "\U0001f600".encode()
+    assert offsets(0, b"a", face[:2]) == [0, 1]
+    assert offsets(1, b"cd", b"e") == [0, 2]
+    assert offsets(0, face[2:], b"b", b"c") == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

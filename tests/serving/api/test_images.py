@@ -10,7 +10,7 @@ import pytest
 
 from bundle.errors import ImageError
 from serving.api import images
-from serving.api.images import image_part
+from serving.api.images import image_part, split_data_url
 
 DATA = np.random.default_rng(0).bytes(1000)  # two bytes over a multiple of three: it has padding
 TEXT = base64.b64encode(DATA).decode()
@@ -61,3 +61,14 @@ def test_what_is_no_base64_is_refused(payload: str, slice_characters: int, monke
     monkeypatch.setattr(images, "_SLICE_CHARACTERS", slice_characters)
     with pytest.raises(ImageError, match=r"base64|0 bytes"):
         image_part(f"data:image/png;base64,{payload}", "url", 1000)
+
+
+def test_what_stands_before_the_comma_is_bounded_before_it_is_cut() -> None:
+    most = images._MOST_HEADER_CHARACTERS
+    fits = f"data:image/png;{'x' * (most - len('data:image/png;;base64'))};base64"
+    assert split_data_url(f"{fits},AAAA", "p") == ("image/png", "AAAA")
+    for header in (f"{fits} ", "data:" + ";" * most, f"data:image/png;base64{' ' * most}"):
+        with pytest.raises(ImageError, match=f"holds {len(header)} characters before its first comma"):
+            split_data_url(f"{header},AAAA", "p")
+    with pytest.raises(ImageError, match="is not a data URL; send data:image/png"):
+        split_data_url("iVBO" * most, "p")

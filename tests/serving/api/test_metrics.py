@@ -60,6 +60,24 @@ def test_what_only_engines_tell_is_in_the_table_too() -> None:
     assert {PREFIX + "num_preemptions", PREFIX + "image_cache_hits"} <= set(families(text))
 
 
+def test_time_between_tokens_is_that_of_each_choice_and_never_negative() -> None:
+    async def events() -> AsyncIterator[GenerateEvent]:
+        for index, sampled_s in [(0, 10.0), (1, 10.0), (0, 11.0), (1, 12.0), (1, 13.0), (0, 14.0), (0, 13.5)]:
+            yield TokenEvent("x", (1,), sampled_s, index)
+        yield FinishedEvent("stop", Usage(1, 7), Timings())
+
+    async def read(metrics: Metrics) -> None:
+        async for _ in metrics.observed(events(), "m"):
+            pass
+
+    metrics = Metrics()
+    asyncio.run(read(metrics))
+    found = values(metrics.exposition().decode())
+    assert found[f"{PREFIX}inter_token_latency_seconds_count", ("m",)] == 5
+    assert found[f"{PREFIX}inter_token_latency_seconds_sum", ("m",)] == 1 + 2 + 1 + 3
+    assert found[f"{PREFIX}time_to_first_token_seconds_count", ("m",)] == 1
+
+
 def test_stations_add_up_to_what_the_engine_told() -> None:
     timings = Timings(0.5, 0.25, 0.125, 1.0, 4.0, prefill_s=2.0, decode_s=3.0)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.fake import FAKE_FUSED, FAKE_HEADS
 from serving.protocol import GenerateRequest
@@ -46,6 +47,18 @@ def test_a_chat_behind_a_prefix_is_the_chat_that_sends_its_messages(keeping, eng
     assert plain(of_named) == plain(of_whole)
     assert named.json()["choices"] == whole.json()["choices"]
     assert named.json()["usage"] == whole.json()["usage"]
+
+
+def test_a_chat_behind_a_prefix_is_received_once(keeping, ask) -> None:
+    def num_received() -> float:
+        found = text_string_to_metric_families(keeping.get("/metrics").text)
+        name = "pocketvlm:request_receive_time_seconds_count"
+        return sum(sample.value for family in found for sample in family.samples if sample.name == name)
+
+    made(keeping)
+    before = num_received()
+    assert keeping.post("/v1/chat/completions", {**ask("What is snow?"), "prefix": "one-word"}).status_code == 200
+    assert num_received() == before + 1 == 2
 
 
 def test_a_prefix_is_read_once_when_it_is_made(keeping, engine) -> None:

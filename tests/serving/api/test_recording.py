@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from bundle.errors import SettingsError
 from serving.access.keys import ApiKey, digest_of
 from serving.access.settings import AccessSettings, RecordingSettings
 from serving.api.app import create_app
+from serving.api.images import image_part
 from serving.api.record import RequestRecord
 from serving.api.recording import Recorder
 from serving.api.redaction import redacted
@@ -114,7 +118,11 @@ def test_what_changes_the_server_is_not_written_so_that_it_is_not_asked_again(re
     [
         ({"url": "https://h/a.png?X-Signature=abc#x"}, {"url": "https://h/a.png?[redacted]"}),
         ({"url": "https://user:word@h/a.png"}, {"url": "https://h/a.png?[redacted]"}),
+        ({"url": " https://h/a.png?sig=abc\n"}, {"url": "https://h/a.png?[redacted]"}),
         ({"url": "https://h/a.png"}, {"url": "https://h/a.png"}),
+        ({"url": " \nHTTPS://h/a.png?X-Signature=abc "}, {"url": "HTTPS://h/a.png?[redacted]"}),
+        ({"url": "https://h/a b.png?X-Signature=abc"}, {"url": "https://h/a b.png?[redacted]"}),
+        ({"url": "http:h/a.png?X-Signature=abc"}, {"url": "http://h/a.png?[redacted]"}),
         ({"Authorization": "Bearer x", "max_tokens": 3}, {"Authorization": "[redacted]", "max_tokens": 3}),
         ({"token": 5, "stop": ["a", None, True]}, {"token": 5, "stop": ["a", None, True]}),
         ("what? https://h/?x=1 said so", "what? https://h/?x=1 said so"),
@@ -128,10 +136,15 @@ def test_anthropics_images_and_broken_ones_are_digests_too(png: bytes) -> None:
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png).decode()}
     digest = hashlib.sha256(png).hexdigest()
     assert redacted(source, keeps_images=False)["data"] == f"sha256:{digest} base64 {len(png)} bytes"
+    url = f"\n Data:image/png;base64, {base64.b64encode(png).decode()} "
+    assert redacted(url, keeps_images=False) == f"sha256:{digest} image/png {len(png)} bytes"
     broken = redacted("data:image/png;base64,###", keeps_images=False)
     assert broken.startswith("sha256:")
     assert "###" not in broken
     assert redacted("data:nonsense", keeps_images=False).startswith("sha256:")
+    moved_in = f" \n Data:image/png;base64,{source['data']}"
+    assert image_part(moved_in, "image", len(png)).data == png
+    assert redacted(moved_in, keeps_images=False) == f"sha256:{digest} image/png {len(png)} bytes"
 
 
 def test_the_oldest_files_go_and_a_line_that_is_too_long_is_only_told_of(tmp_path: Path) -> None:
@@ -159,6 +172,36 @@ def test_files_of_an_earlier_server_count_too(tmp_path: Path) -> None:
     Recorder(RecordingSettings(folder=folder, max_bytes=64 << 10))
     assert sorted(file.name for file in folder.iterdir())[0] == "notes.txt"
     assert not (folder / "requests-old.jsonl").exists()
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["a file", "the folder"])
+def test_what_was_taken_away_is_begun_anew(tmp_path: Path, is_folder: bool) -> None:
+    recorder = Recorder(RecordingSettings(folder=tmp_path / "recorded"))
+    recorder.note(RequestRecord("before", 0.0), "POST", CHAT, b"{}", b"")
+    recorder.flush()
+    (file,) = files(tmp_path)
+    file.unlink()
+    if is_folder:
+        file.parent.rmdir()
+    for name in ("first", "second"):
+        recorder.note(RequestRecord(name, 0.0), "POST", CHAT, b"{}", b"")
+    recorder.flush()
+    (file,) = files(tmp_path)
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["first", "second"]
+
+
+def test_a_file_into_which_another_process_writes_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    living, dead = os.getppid(), gone.pid
+    names = [f"requests-20260101T000000-{process}-{number:06}.jsonl" for process in (living, dead) for number in (1, 2)]
+    for name in names:
+        (folder / name).write_bytes(b"x" * (64 << 10))
+    Recorder(RecordingSettings(folder=folder, max_bytes=64 << 10))
+    kept = [file.name for file in files(tmp_path)]
+    assert [name for name in names if name in kept] == [names[1]]
 
 
 def test_bodies_that_come_faster_than_they_are_written_are_counted_and_not_held(

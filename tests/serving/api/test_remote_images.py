@@ -23,7 +23,7 @@ from serving.api.budget import BodyBudget
 from serving.api.remote_images import RemoteImages
 from serving.api.remote_urls import RemoteUrls
 from serving.fake import FakeClient
-from serving.protocol import ImagePart, VideoPart
+from serving.protocol import ImagePart, TextPart, VideoPart
 
 CHAT = "/v1/chat/completions"
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -168,6 +168,35 @@ def test_frames_of_a_list_are_fetched_and_a_video_is_not(
     assert len(video.files) == 2
     refused = api.post(CHAT, ask([{"type": "video_url", "video_url": {"url": url(elsewhere)}}]))
     assert "no remote videos" in refused.json()["error"]["message"]
+
+
+def test_a_prefix_keeps_what_its_urls_hold(
+    make_caller: Callable[..., Any], elsewhere: Any, engine: FakeClient, ask: Any, tmp_path: Path, png: bytes
+) -> None:
+    api, place = make_caller(remote=settings(elsewhere), prefix_folder=tmp_path), url(elsewhere)
+    remote = {"type": "image_url", "image_url": {"url": place}}
+    shown = ask([remote, {"type": "text", "text": place}, remote, {"type": "video", "video": [place]}])
+    made = api.post("/v1/prefixes", {**shown, "name": "shown"})
+    assert made.status_code == 200, made.text
+    assert api.post(CHAT, {**ask("what"), "prefix": "shown"}).status_code == 200
+    making, behind = (request.messages[0] for request in engine.generations)
+    assert behind == making
+    assert {part.data for part in behind.parts if isinstance(part, ImagePart)} == {png}
+    assert [part.text for part in behind.parts if isinstance(part, TextPart)] == [place]
+    assert len(elsewhere.asked) == 1
+    assert made.json()["size_bytes"] > 3 * len(png) * 4 // 3
+
+
+def test_a_prefix_whose_urls_hold_too_much_is_refused(
+    make_caller: Callable[..., Any], elsewhere: Any, engine: FakeClient, ask: Any, tmp_path: Path
+) -> None:
+    elsewhere.image = b"x" * 1000
+    api = make_caller(remote=settings(elsewhere), prefix_folder=tmp_path, max_prefix_bytes=10_000)
+    remote = {"type": "image_url", "image_url": {"url": url(elsewhere)}}
+    refused = api.post("/v1/prefixes", {**ask([remote] * 8), "name": "large"})
+    assert refused.status_code == 400
+    assert "api.max_prefix_bytes" in refused.json()["error"]["message"]
+    assert not engine.generations
 
 
 def test_what_is_fetched_is_an_image_by_its_bytes_whatever_its_server_says(api: Any, elsewhere: Any, ask: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -78,6 +79,33 @@ def test_calls_are_read_whole_and_letter_by_letter(name: str) -> None:
 def test_where_an_answer_is_cut_changes_nothing(text: str, cuts: list[int]) -> None:
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     assert read([text[start:end] for start, end in pairwise(places)]) == read([text])
+
+
+def test_blanks_before_after_and_between_calls_take_their_share_of_time_and_no_more() -> None:
+    def read_s(size: int) -> float:
+        blanks = [" "] * size
+        began_s = time.process_time()
+        assert read(["<tool_call>", *blanks, '{"name": "time"', ', "arguments": {}}</tool_call>'])[0] == ""
+        assert read([GOOD.removesuffix("</tool_call>"), *blanks, "</tool_call>"]) == ("", [("weather", ARGUMENTS)])
+        assert read(["a", *blanks, "b"])[0] == f"a{' ' * size}b"
+        return time.process_time() - began_s
+
+    short_s = min(read_s(2_000) for _ in range(3))
+    long_s = min(read_s(32_000) for _ in range(2))  # 16 times as many; by squares, it would be 256 times
+    assert long_s < 64 * short_s + 0.2
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1 << 20])
+def test_a_call_that_does_not_end_is_text_once_it_is_too_long_to_be_held(size: int) -> None:
+    text = "<tool_call>" + " " * 70_000 + '{"name": "time", "arguments": {}}</tool_call> so ' + GOOD
+    told = read([text[start : start + size] for start in range(0, len(text), size)])
+    assert told == (text.removesuffix(GOOD).rstrip(), [("weather", ARGUMENTS)])
+
+
+def test_what_is_held_is_told_before_the_answer_ends() -> None:
+    reader = CallReader(["time"])
+    said = [each for _ in range(100) for each in reader.push("<tool_call>" + "x" * 1000)]
+    assert sum(len(each.text) for each in said if isinstance(each, SaidText)) > 30_000
 
 
 def test_arguments_are_told_as_they_come() -> None:

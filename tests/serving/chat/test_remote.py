@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -91,6 +92,11 @@ def test_a_failure_in_the_middle_is_told(serve_edge: Callable[..., str], engine:
         ask(serve_edge(engine))
 
 
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(ParameterError, match=r"http://localhost:80a is no address of a server: Invalid port: '80a'"):
+        RemoteAnswerer("http://localhost:80a")
+
+
 def test_nobody_at_the_address_is_told(unused_tcp_url: str) -> None:
     with pytest.raises(EngineDeadError, match="does not answer"):
         ask(unused_tcp_url)
@@ -175,6 +181,13 @@ def test_a_server_that_tells_no_counts_is_timed_here(canned: Any) -> None:
     assert 0 < took.timings.first_token_s <= took.timings.total_s
 
 
+def test_characters_that_end_lines_elsewhere_end_none_here(canned: Any) -> None:
+    said = "a\u2028b\u2029c\x85d"
+    delta = json.dumps({"choices": [{"index": 0, "delta": {"content": said}}]}, ensure_ascii=False)
+    canned.body = f"data: {delta}\r\n\r\ndata: [DONE]\n\n".encode()
+    assert ask(canned.url, model="m")[0] == said
+
+
 def test_a_key_is_sent_in_its_header_and_none_where_there_is_none(canned: Any) -> None:
     canned.body = DELTA + b"data: [DONE]\n\n"
     ask(canned.url, model="m", key="secret")
@@ -190,3 +203,25 @@ def test_what_is_no_list_of_models_asks_whether_the_address_is_right(canned: Any
     canned.body = b"<html>"
     with pytest.raises(EngineDeadError, match="is this the right address"):
         ask(canned.url)
+
+
+@pytest.mark.parametrize("listed", [b'{"data": ["m"]}', b'{"data": [null]}', b'{"data": 1}', b"[]"])
+def test_a_list_of_anything_else_is_none_of_models(canned: Any, listed: bytes) -> None:
+    canned.body = listed
+    with pytest.raises(EngineDeadError, match="is no list of models"):
+        ask(canned.url)
+
+
+@pytest.mark.parametrize("told", [b"null", b'["completion"]', b"{}"])
+def test_a_model_whose_server_tells_of_it_otherwise_is_asked(canned: Any, told: bytes) -> None:
+    canned.body = b'{"data": [{"id": "m", "capabilities": ' + told + b"}]}"
+
+    async def main() -> str:
+        answerer = RemoteAnswerer(canned.url)
+        try:
+            await answerer.start()
+        finally:
+            await answerer.close()
+        return answerer.name
+
+    assert asyncio.run(main()) == "m"

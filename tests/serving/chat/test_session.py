@@ -84,6 +84,7 @@ def test_a_path_within_a_question_is_a_picture_and_no_word_of_it(
         ("/set top_p 0", "above 0"),
         ("/set colour blue", "'colour' cannot be set; what can be: temperature"),
         ("/save {folder}", "cannot be written"),
+        ("/save ~a-user-that-is-not-here/talk.json", "cannot be written"),
     ],
 )
 def test_what_cannot_be_done_is_told_and_the_session_goes_on(heard: Any, tmp_path: Path, line: str, words: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pydantic import PydanticDeprecatedSince20
 
 from serving.api.errors import error_body
+from serving.api.events import named_event
 
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.
@@ -115,6 +116,7 @@ def test_a_request_that_two_ingresses_lost_ends_in_the_apis_form(lost: Behave) -
     app = Proxy(lost, lost, whole)
     response = post(app)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_dead")
+    assert response.headers["retry-after"] == "1"
     assert response.headers.get_list("x-request-id") == ["mine"]
     assert len(app.bodies) == 2
 
@@ -145,6 +147,37 @@ def test_a_stream_that_is_cut_ends_in_an_error_event() -> None:
     assert json.loads(events[0].removeprefix("data: ")) == {"a": 1}
     assert json.loads(events[1].removeprefix("data: "))["error"]["code"] == "engine_dead"
     assert events[2:] == ["data: [DONE]", ""]
+
+
+def test_a_stream_of_anthropics_api_ends_in_its_own_error_event() -> None:
+    last = post(Proxy(cut, whole), path="/v1/messages").text.split("\n\n")[1:]
+    name, data = last[0].split("\n")
+    told = json.loads(data.removeprefix("data: "))
+    assert (name, told["type"], told["error"]["type"]) == ("event: error", "error", "overloaded_error")
+    assert last[1:] == [""]
+
+
+def test_a_stream_of_responses_ends_in_the_next_of_its_events() -> None:
+    async def begin(body: bytes, send: Any) -> None:
+        await head(send, 200, EVENTS)
+        await piece(send, named_event({"type": "response.created", "sequence_number": 0}), more=True)
+        await piece(
+            send, named_event({"type": "response.in_progress", "sequence_number": 1}) + b": alive\n\n", more=True
+        )
+
+    last = post(Proxy(begin, whole), path="/v1/responses").text.split("\n\n")[3:]
+    name, data = last[0].split("\n")
+    told = json.loads(data.removeprefix("data: "))
+    assert (name, told["type"], told["sequence_number"]) == ("event: error", "error", 2)
+    assert (told["code"], last[1:]) == ("engine_dead", [""])
+
+
+def test_a_request_of_anthropics_api_that_is_lost_ends_in_its_form_and_says_when_to_come_again() -> None:
+    response = post(Proxy(nothing, nothing), path="/v1/messages")
+    told = response.json()
+    assert (response.status_code, told["type"], told["error"]["type"]) == (503, "error", "overloaded_error")
+    assert response.headers["retry-after"] == "1"
+    assert response.headers.get_list("x-request-id") == ["mine"]
 
 
 def test_a_stream_of_an_ingress_that_falls_silent_ends_in_an_error_event(watch: ReplicaWatch) -> None:

@@ -181,6 +181,14 @@ def test_a_body_in_tiny_chunks_is_refused_before_it_is_read(url: str) -> None:
     assert (status, error["code"]) == (400, "small_chunks")
 
 
+def test_a_request_of_anthropics_api_is_refused_in_its_form(url: str) -> None:
+    head = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    received = read_all(connect(url, head + b"1\r\n \r\n" * 50_000))
+    told = json.loads(received.partition(b"\r\n\r\n")[2])
+    assert (told["type"], told["error"]["type"]) == ("error", "invalid_request_error")
+    assert "too many small chunks" in told["error"]["message"]
+
+
 def test_a_body_in_chunks_of_a_usual_size_is_read(url: str) -> None:
     content = json.dumps(chat()).encode().ljust(1_000_000)
     pieces = [content[at : at + 1000] for at in range(0, len(content), 1000)]

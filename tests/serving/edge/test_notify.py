@@ -51,6 +51,15 @@ def test_a_socket_in_the_abstract_namespace_is_reached() -> None:
         assert listening.recv(100) == b"READY=1"
 
 
+def test_a_socket_whose_path_holds_an_at_sign_is_no_abstract_one(tmp_path: Path) -> None:
+    address = tmp_path / "user@1000"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.settimeout(10)
+        listening.bind(str(address))
+        ServiceManager({"NOTIFY_SOCKET": str(address)}).ready()
+        assert listening.recv(100) == b"READY=1"
+
+
 def test_without_systemd_and_with_one_that_is_gone_the_server_goes_on(tmp_path: Path, caplog) -> None:
     ServiceManager({}).ready()
     assert caplog.text == ""

@@ -218,6 +218,26 @@ def test_a_long_text_loses_its_end_and_the_template_stays(model: EmbedderModel, 
     run(main)
 
 
+def test_ids_are_cut_as_their_text_is_and_end_as_the_template_does(model: EmbedderModel) -> None:
+    async def main() -> None:
+        long, limit = "b" * 2000, model.card.context_tokens
+        ids = (await model.tokenize(TokenizeRequest("r", "m", text=long))).token_ids
+        assert limit is not None
+        assert len(ids) > limit
+        for most, left in ((-1, limit), (40, 40)):
+            found = await model.embed(request(TokensPart(ids), truncate_tokens=most))
+            expected = await model.embed(request(long, truncate_tokens=most))
+            assert found.prompt_tokens == expected.prompt_tokens == left
+            np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=ATOL)
+        with pytest.raises(ContextLengthError, match="3 tokens are allowed, and the model's template alone takes"):
+            await model.embed(request(TokensPart(ids), truncate_tokens=3))
+        with pytest.raises(ParameterError, match="do not end as the model's template ends a text"):
+            await model.embed(request(TokensPart(ids[:60]), truncate_tokens=40))
+        assert (await model.embed(request(TokensPart(ids[:40]), truncate_tokens=40))).prompt_tokens == 40
+
+    run(main)
+
+
 def test_vectors_are_cut_to_sizes_that_the_bundle_declares(model: EmbedderModel) -> None:
     async def main() -> None:
         whole, cut = await model.embed(request("a")), await model.embed(request("a", dimensions=4))

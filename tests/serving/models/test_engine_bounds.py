@@ -10,7 +10,7 @@ import pytest
 
 from bundle.directory import Bundle, open_bundle
 from bundle.engines import EngineIndex, write_engines
-from bundle.errors import SettingsError
+from bundle.errors import BundleFileError, SettingsError
 from serving.models.engine_bounds import within_engines
 from serving.settings import EngineSettings
 
@@ -74,10 +74,28 @@ def test_a_folder_of_before_tells_its_cache_alone(bundle: Bundle, tmp_path: Path
     assert (lowered.context_tokens, lowered.max_sequences) == (48, EngineSettings().max_sequences)
 
 
-def test_engines_of_another_bundle_and_a_cpu_change_nothing(bundle: Bundle, tmp_path: Path) -> None:
-    engines = (folder(bundle, tmp_path, **LIMITS),)
-    on_cpu = EngineSettings(engines=engines)
-    assert within_engines(bundle, on_cpu) is on_cpu
+def test_engines_of_another_bundle_change_nothing_of_one_that_has_a_form_for_cuda(
+    bundle: Bundle, tmp_path: Path, caplog
+) -> None:
     other = Bundle(bundle.directory, bundle.manifest.model_copy(update={"name": "another"}))
-    elsewhere = EngineSettings(provider="cuda", engines=engines)
+    elsewhere = EngineSettings(provider="cuda", engines=(folder(bundle, tmp_path, **LIMITS),))
     assert within_engines(other, elsewhere) is elsewhere
+    assert "another runs without engines" in caplog.text
+
+
+def test_a_bundle_for_engines_is_not_served_without_them(bundle: Bundle, tmp_path: Path) -> None:
+    changes = {"name": "another", "dialect": "portable"}
+    other = Bundle(bundle.directory, bundle.manifest.model_copy(update=changes))
+    settings = EngineSettings(provider="cuda", engines=(folder(bundle, tmp_path, **LIMITS),))
+    with pytest.raises(BundleFileError, match=rf"engine\.engines: .*\(of {bundle.name}\): none of another.*compile"):
+        within_engines(other, settings)
+    assert within_engines(other, settings.model_copy(update={"device_runtime": "tensorrt"})) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"engines": ("e",)}, "engines beside"), ({"device_runtime": "tensorrt"}, "device_runtime beside")],
+)
+def test_what_is_of_a_device_is_refused_on_a_cpu(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"{words} provider cpu"):
+        EngineSettings(**given)

@@ -142,6 +142,22 @@ def test_an_endpoint_that_answers_otherwise_ends_the_run(answer: httpx.Response,
         asked(scripted(answer), model="m", embeds=False)
 
 
+@pytest.mark.parametrize("url", ["http://localhost:80a", "http://[::1", "localhost:8000", "http:///v1", "ftp://a/v1"])
+def test_an_address_that_is_none_is_told(url: str) -> None:
+    with pytest.raises(SettingsError, match="is no URL of an endpoint"):
+        EndpointRespondent(url)
+
+
+def test_fewer_vectors_than_inputs_end_the_run() -> None:
+    async def main() -> None:
+        one = httpx.Response(200, json={"data": [{"index": 0, "embedding": [1.0, 0.0]}]})
+        async with EndpointRespondent("http://test", "m", embeds=True, transport=scripted(one)) as respondent:
+            with pytest.raises(MachineError, match="answered without vectors"):
+                await respondent.embed(["a", "b"])
+
+    asyncio.run(main())
+
+
 def test_an_endpoint_that_is_not_there_is_named() -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")

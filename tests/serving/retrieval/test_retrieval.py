@@ -19,6 +19,7 @@ pytest.importorskip("faiss", reason="faiss is not installed here")
 from bundle.errors import MissingExtraError, SettingsError
 from quant.evaluation.asking import RefusedError, Said, Vectors
 from serving.retrieval.citing import INSTRUCTION, answered, answered_each, found, reranked
+from serving.retrieval.files import Stamp
 from serving.retrieval.index import INDEX, Hit, ImageIndex
 from serving.retrieval.updating import Update, update_index
 
@@ -125,6 +126,41 @@ def test_an_unreadable_image_is_left_out_and_named_and_the_others_stay(folder: P
     update = updated(index, folder)
     assert update.unread == {"a.png": "no image", "r.png": "no image"}
     assert sorted(names(index, "red")) == ["g.jpg", "more/b.PNG"]
+
+
+def test_a_name_that_is_no_text_is_left_out(folder: Path, tmp_path: Path) -> None:
+    try:
+        (folder / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "r.png").read_bytes())
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no such names")
+    update = updated(tmp_path / "index", folder)
+    assert update.unread == {"caf\ufffd.png": "its name is no UTF-8; rename it"}
+    assert sorted(names(tmp_path / "index", "red")) == ["g.jpg", "more/b.PNG", "r.png"]
+
+
+def test_a_file_that_is_written_while_it_is_read_seems_changed(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"before")
+    os.utime(file, ns=(1, 1))
+    read = Path.read_bytes
+
+    def read_and_written(path: Path) -> bytes:
+        data = read(path)
+        path.write_bytes(b"behind")
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_written)
+    stamp, data = Stamp.read(file)
+    assert (data, stamp.is_of(file)) == (b"before", False)
+
+
+def test_an_index_whose_images_are_all_gone_says_so(folder: Path, tmp_path: Path) -> None:
+    updated(tmp_path / "index", folder)
+    for name in ("r.png", "g.jpg", "more/b.PNG"):
+        (folder / name).unlink()
+    assert updated(tmp_path / "index", folder).num_gone == 3
+    with pytest.raises(SettingsError, match="holds no image: all that"):
+        names(tmp_path / "index", "red")
 
 
 def test_an_index_may_lie_among_its_images_and_move_with_them(folder: Path, tmp_path: Path) -> None:

@@ -61,12 +61,46 @@ GRAMMARS: dict[str, tuple[str, bool]] = {
     "an alias": ('start: "a" start -> more\n | "b" -> last', True),
     "an import": ("%import common.INT\nstart: INT", True),
     "nothing": ("start:", True),
+    "all lines moved in": ('    start: "a"\n', True),
+    "a rule in a comment": ('start: "a" # see start', True),
+    "a bar in a comment by #": ('start: "a" start # | "b"', False),
+    "an open string in a comment": ('start: "a" start # "\n     | "b"', True),
+    "a schema in a comment": ('start: "a" start // %json {\n     | "b" // }', True),
+    "signs of comments in a string": ('start: "# //" start | "//" start', False),
+    "signs of comments in an expression": (r"start: /#\/\// start | /[#]/ start", False),
+    "signs of comments in a schema": ('start: %json {"const": "# //"} start | "b" start', False),
+    "an expression over two lines": ("start: /a\n# | b/ start", False),
 }
 
 
 @pytest.mark.parametrize(("grammar", "can_end"), GRAMMARS.values(), ids=GRAMMARS.keys())
 def test_a_grammar_ends_where_it_has_a_word(grammar: str, can_end: bool) -> None:
     assert grammar_can_end(grammar) is can_end
+
+
+UNCLOSED = {
+    "escaped quotes in a comment": ('start: "a" # "', r"\""),
+    "escaped quotes": ('start: "', r"\""),
+    "escaped strokes": ("start: /a", r"\/"),
+    "special tokens": ("start: ", "<"),
+    "counts": ('start: "a"', "{1"),
+    "schemas": ("start: ", '%json {"a": '),
+    "options": ("start", "["),
+    "names and blanks": ("start: ", "-> \n "),
+}
+
+
+@pytest.mark.parametrize(("begun", "piece"), UNCLOSED.values(), ids=UNCLOSED.keys())
+def test_a_longer_grammar_takes_no_more_than_its_share_of_time(begun: str, piece: str) -> None:
+    def read_s(size: int) -> float:
+        grammar = begun + piece * (size // len(piece))
+        began_s = time.process_time()
+        grammar_can_end(grammar)
+        return time.process_time() - began_s
+
+    short_s = min(read_s(4_000) for _ in range(3))
+    long_s = min(read_s(64_000) for _ in range(3))  # 16 times as long; by squares, it would be 256 times
+    assert long_s < 64 * short_s + 0.2
 
 
 @pytest.mark.parametrize("step", [1, -1])
