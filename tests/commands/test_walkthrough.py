@@ -32,6 +32,6 @@ def test_the_demo_makes_every_variant_answers_over_http_and_stops(tmp_path: Path
     second = demo(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.data")} == written
     answers = [line for line in first.splitlines() if line.startswith(("scene.png", "digit.png", "text.png"))]
-    assert "text.png What does the text say? VLM2" in answers
-    assert "digit.png What digit is this? 2" in answers
+    assert "text.png What does the text say? The text says VLM2." in answers
+    assert "digit.png What digit is this? The digit is 2." in answers
     assert all(line in second for line in answers)
