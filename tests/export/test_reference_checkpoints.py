@@ -43,12 +43,12 @@ def loaded(name: str) -> Any:
     from reference.bitnet import load_bitnet
     from reference.mote import load_mote
 
-    if name == "vlm":
+    if name in ("vlm", "vlm-wide"):
         return SmolVLMForConditionalGeneration.from_pretrained(CHECKPOINTS / name, dtype=torch.float32).eval()
     return {"vlm-ternary": load_bitnet, "vlm-mote": load_mote}[name](CHECKPOINTS / name).eval()
 
 
-@pytest.mark.parametrize("name", ["vlm", "vlm-ternary", "vlm-mote"])
+@pytest.mark.parametrize("name", ["vlm", "vlm-wide", "vlm-ternary", "vlm-mote"])
 def test_reference_vlm_gives_the_reference_logits_and_tokens(
     name: str, tmp_path: Path, open_graphs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
